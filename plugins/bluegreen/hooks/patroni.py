@@ -1,0 +1,166 @@
+"""Patroni's REST API.
+
+Source: Patroni documentation, "Patroni REST API".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import ssl
+from typing import Any, Self
+
+import httpx
+from airflow.sdk import BaseHook
+
+from bluegreen.clusters import Cluster
+from bluegreen.exceptions import FailedForNowError, RefusedError, UnreachableError
+from bluegreen.topology import Topology, parse_topology
+
+TIMEOUT_SECONDS = 4.0
+ANSWER_LIMIT_BYTES = 4 * 1024 * 1024
+
+
+class PatroniHook(BaseHook):
+    """The REST API of a cluster's members, with bounded time and memory for each answer.
+
+    The optional ``http`` connection gives user and password, and in its extra ``verify`` (a CA file),
+    ``cert`` and ``key`` (files of the client certificate).
+
+    :param cluster: its registry entry.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self._client: httpx.Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def get_conn(self) -> httpx.Client:
+        """Return the HTTP client.
+
+        :raises RefusedError: when the connection does not exist, or its certificates cannot be read.
+        """
+        if self._client is None:
+            auth: httpx.BasicAuth | None = None
+            context: ssl.SSLContext | bool = True
+            conn_id = self.cluster.patroni_conn_id
+            if conn_id:
+                try:
+                    connection = self.get_connection(conn_id)
+                    extra = connection.extra_dejson
+                    if connection.login:
+                        auth = httpx.BasicAuth(connection.login, connection.password or "")
+                    if extra.get("verify") or extra.get("cert"):
+                        context = ssl.create_default_context(cafile=extra.get("verify") or None)
+                        if extra.get("cert"):
+                            context.load_cert_chain(extra["cert"], extra.get("key") or None)
+                except Exception as error:
+                    raise RefusedError(
+                        f"the connection {conn_id!r} cannot be used ({type(error).__name__}: {str(error)[:200]}); "
+                        "expected an http connection in Airflow for Patroni's REST API"
+                    ) from None
+            # httpx logs every request at INFO; the callers say what matters.
+            logging.getLogger("httpx").setLevel(logging.WARNING)
+            self._client = httpx.Client(auth=auth, verify=context, timeout=TIMEOUT_SECONDS, trust_env=False)
+        return self._client
+
+    def request(self, method: str, url: str, body: Any = None) -> tuple[int, str]:
+        """Send one request and return status and text.
+
+        :raises UnreachableError: when no whole answer came in time.
+        :raises FailedForNowError: when the answer is too large.
+        """
+        client = self.get_conn()
+        try:
+            with client.stream(method, url, json=body) as response:
+                content = b""
+                for part in response.iter_bytes():
+                    content += part
+                    if len(content) > ANSWER_LIMIT_BYTES:
+                        raise FailedForNowError(f"{url} answered more than {ANSWER_LIMIT_BYTES} bytes")
+                return response.status_code, content.decode("utf-8", "replace")
+        except httpx.HTTPError as error:
+            raise UnreachableError(f"{url} does not answer ({str(error)[:160] or type(error).__name__})") from None
+
+    def get_json(self, url: str, *, allow: tuple[int, ...] = (200,)) -> Any:
+        """Return the JSON of a GET request.
+
+        :raises FailedForNowError: for another status, or an answer that is no JSON.
+        """
+        status, text = self.request("GET", url)
+        if status not in allow:
+            raise FailedForNowError(f"GET {url} answered {status}; expected {allow[0]}")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise FailedForNowError(f"GET {url} answered {text[:60]!r}; expected JSON") from None
+
+    def topology(self) -> Topology:
+        """Return the cluster as the first member that answers describes it.
+
+        :raises UnreachableError: when none answers.
+        """
+        reasons = []
+        for url in self.cluster.patroni:
+            try:
+                return parse_topology(self.get_json(f"{url.rstrip('/')}/cluster"))
+            except FailedForNowError as error:
+                reasons.append(str(error))
+        raise UnreachableError(
+            f"no Patroni of cluster {self.cluster.name!r} answers: {'; '.join(reasons)}. "
+            "Check the registry's patroni: addresses, and that Patroni runs"
+        )
+
+    def member_status(self, api_url: str) -> dict[str, Any]:
+        """Return a member's own ``GET /patroni``, whatever its role."""
+        answer = self.get_json(f"{base_url(api_url)}/patroni", allow=(200, 503))
+        if not isinstance(answer, dict):
+            raise FailedForNowError(f"GET {base_url(api_url)}/patroni answered no mapping")
+        return answer
+
+    def dynamic_config(self, api_url: str) -> dict[str, Any]:
+        """Return ``GET /config``."""
+        answer = self.get_json(f"{base_url(api_url)}/config")
+        if not isinstance(answer, dict):
+            raise FailedForNowError(f"GET {base_url(api_url)}/config answered no mapping")
+        return answer
+
+    def replace_dynamic_config(self, api_url: str, config: dict[str, Any]) -> None:
+        """Write ``PUT /config``."""
+        status, text = self.request("PUT", f"{base_url(api_url)}/config", config)
+        if status != 200:
+            raise FailedForNowError(f"PUT {base_url(api_url)}/config answered {status}: {text[:120]!r}; expected 200")
+
+    def reload(self, api_url: str) -> None:
+        """Have a member read its configuration again.
+
+        :raises RefusedError: when the REST API wants another user or password.
+        """
+        status, text = self.request("POST", f"{base_url(api_url)}/reload")
+        if status in (401, 403):
+            raise RefusedError(
+                f"POST {base_url(api_url)}/reload answered {status}; expected the user and password of "
+                "the registry's patroni_conn_id to be accepted"
+            )
+        if status not in (200, 202):
+            raise FailedForNowError(f"POST {base_url(api_url)}/reload answered {status}: {text[:120]!r}; expected 202")
+
+    def health(self, api_url: str, path: str) -> int:
+        """Return the status of a health check such as ``/primary``; 0 when it does not answer."""
+        try:
+            return self.request("GET", f"{base_url(api_url)}/{path}")[0]
+        except FailedForNowError:
+            return 0
+
+
+def base_url(api_url: str) -> str:
+    """Return scheme, host and port of the address that ``GET /cluster`` gives (it ends in ``/patroni``)."""
+    url = httpx.URL(api_url)
+    return f"{url.scheme}://{url.netloc.decode()}"

@@ -1,0 +1,1 @@
+"""What to change in which file, per server version, and how to read what PostgreSQL leaves behind."""

@@ -1,0 +1,391 @@
+"""The scripts that run on a node, as text.
+
+Each is POSIX shell for ``/bin/sh -s``: it arrives on standard input, so nothing of it shows in a
+process list, and every value in it is quoted here. Files are sent and read as base64, so that no
+content is ever parsed by a shell. What must not happen twice looks first.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from shlex import quote
+
+ASIDE = ".bluegreen-aside"
+JOURNAL = ".bluegreen-journal"
+LOCK = ".bluegreen-lock"
+ORIGINAL = ".bluegreen-original"
+SAVED = ".bluegreen-saved"
+HOLD_FILE = "zz_bluegreen.yml"
+"""The hold's file where Patroni's configuration is a folder: its name sorts last."""
+
+_PRELUDE = r"""set -eu
+LC_ALL=C; export LC_ALL
+umask 077
+section() { printf '%s\t' "$1"; base64 | tr -d '\n'; echo; }
+put() { # file: replace it atomically by standard input (base64), like the old one in owner and mode
+  real=$(readlink -f -- "$1"); new=$(mktemp -- "$real.bluegreen-XXXXXX")
+  base64 -d > "$new"
+  if [ -e "$real" ]; then chmod --reference="$real" -- "$new"; chown --reference="$real" -- "$new"; fi
+  sync -- "$new"; mv -f -- "$new" "$real"; sync -- "$(dirname -- "$real")"
+}
+"""
+
+
+def script(body: str, **values: str) -> str:
+    """Return a script: the helpers, one quoted variable for each value, then the body."""
+    assignments = "".join(f"{name}={quote(value)}\n" for name, value in values.items())
+    return _PRELUDE + assignments + body
+
+
+def encoded(content: str) -> str:
+    """Return a file's content in base64, in lines that every shell can read."""
+    return base64.encodebytes(content.encode("utf-8", "surrogateescape")).decode("ascii")
+
+
+def put_file(variable: str, content: str) -> str:
+    """Return the line that replaces the file named by a shell variable (and suffix, if any)."""
+    return f"put {variable} <<'BLUEGREEN_END'\n{encoded(content)}BLUEGREEN_END\n"
+
+
+def read_configuration(path: str) -> str:
+    """Print Patroni's configuration (in place or moved aside), journal, lock and original."""
+    return script(
+        f"""
+for place in "$config" "$config{ASIDE}"; do
+  kind=config; [ "$place" = "$config" ] || kind=aside
+  if [ -d "$place" ]; then
+    echo folder | section "$kind:"
+    for file in "$place"/*.yml "$place"/*.yaml; do
+      if [ -f "$file" ]; then section "$kind:${{file##*/}}" < "$file"; fi
+    done
+  elif [ -e "$place" ]; then section "$kind:" < "$place"; fi
+done
+for name in journal lock original; do
+  if [ -e "$config.bluegreen-$name" ]; then section "$name" < "$config.bluegreen-$name"; fi
+done
+if [ -d "$config{SAVED}" ]; then echo yes | section saved; fi
+if [ -w "$(dirname -- "$(readlink -f -- "$config")")" ]; then echo yes | section writable; fi
+id -un | section user
+""",
+        config=path,
+    )
+
+
+def probe(data_dir: str, bin_dir: str) -> str:
+    """Print what is in a data directory and whether anything runs on it."""
+    return script(
+        r"""
+real=$(readlink -f -- "$data" || true)
+if [ -z "$bin" ] && [ -s "$data/postmaster.opts" ]; then
+  bin=$(dirname -- "$(cut -d ' ' -f 1 < "$data/postmaster.opts")")
+fi
+if [ -z "$bin" ]; then bin=$(dirname -- "$(command -v pg_controldata || echo /nowhere/x)"); fi
+if [ ! -x "$bin/pg_controldata" ] && [ -s "$data/PG_VERSION" ]; then
+  bin=/usr/lib/postgresql/$(cat "$data/PG_VERSION")/bin
+fi
+printf %s "$bin" | section bin_dir
+for program in pg_ctl pg_controldata psql pg_rewind pg_waldump pg_xlogdump; do
+  if [ -x "$bin/$program" ]; then echo "$program"; fi
+done | section programs
+date +%s | section now
+if [ -d "$data" ]; then
+  echo yes | section exists
+  find "$data" -mindepth 1 -maxdepth 1 | wc -l | section entries
+  find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$real" 2>/dev/null | wc -l | section processes
+  for file in PG_VERSION postmaster.opts postmaster.pid postgresql.auto.conf recovery.conf patroni.dynamic.json; do
+    if [ -f "$data/$file" ]; then section "file:$file" < "$data/$file"; fi
+  done
+  for file in standby.signal recovery.signal; do if [ -e "$data/$file" ]; then echo yes | section "$file"; fi; done
+  "$bin/pg_controldata" "$data" 2>/dev/null | section controldata || true
+  wal="$data/pg_wal"; [ -d "$wal" ] || wal="$data/pg_xlog"
+  if [ -L "$wal" ]; then readlink -f -- "$wal" | section wal_link; fi
+  if [ -d "$wal" ]; then
+    ls "$wal" | section wal_names
+    for file in "$wal"/*.history; do if [ -f "$file" ]; then section "history:${file##*/}" < "$file"; fi; done
+    df -Pk -- "$wal" | tail -n 1 | section wal_disk
+  fi
+  df -Pk -- "$data" | tail -n 1 | section data_disk
+  for link in "$data"/pg_tblspc/*; do if [ -L "$link" ]; then readlink -f -- "$link"; fi; done | section tablespaces
+fi
+""",
+        data=data_dir,
+        bin=bin_dir,
+    )
+
+
+def replace_files(files: Mapping[str, str], *, keep_original_of: str = "") -> str:
+    """Replace files atomically, keeping owner and mode.
+
+    :param keep_original_of: this file is first copied to its ``.bluegreen-original``, unless that exists.
+    """
+    body = ""
+    if keep_original_of:
+        body += f"""
+if [ ! -e "$original{ORIGINAL}" ]; then
+  cp -p -- "$original" "$original{ORIGINAL}.new"; sync -- "$original{ORIGINAL}.new"
+  mv -f -- "$original{ORIGINAL}.new" "$original{ORIGINAL}"
+fi
+"""
+    values = {"original": keep_original_of}
+    for number, (path, content) in enumerate(files.items()):
+        values[f"file{number}"] = path
+        body += put_file(f'"$file{number}"', content)
+    return script(body, **values)
+
+
+def restore_original(path: str) -> str:
+    """Put the configuration's kept original back, byte for byte."""
+    return script(
+        f'if [ -e "$config{ORIGINAL}" ]; then mv -f -- "$config{ORIGINAL}" "$(readlink -f -- "$config")"; fi\n',
+        config=path,
+    )
+
+
+def remove_files(*paths: str) -> str:
+    """Remove files that may be absent already."""
+    return script("rm -rf -- " + " ".join(quote(path) for path in paths) + "\n")
+
+
+def take_lock(path: str, content: str) -> str:
+    """Create a lock file, whole or not at all; print what is in an existing one."""
+    return script(
+        f"""
+new=$(mktemp -- "$config{LOCK}-XXXXXX")
+base64 -d > "$new" <<'BLUEGREEN_END'
+{encoded(content)}BLUEGREEN_END
+sync -- "$new"
+if ln -- "$new" "$config{LOCK}" 2>/dev/null; then echo taken | section taken
+elif [ -e "$config{LOCK}" ]; then section lock < "$config{LOCK}"; fi
+rm -f -- "$new"
+""",
+        config=path,
+    )
+
+
+def drop_lock(path: str, content: str) -> str:
+    """Remove a lock file if it is still the given one."""
+    return script(
+        f"""
+if [ -e "$config{LOCK}" ]; then
+  if base64 -d <<'BLUEGREEN_END' | cmp -s - "$config{LOCK}"
+{encoded(content)}BLUEGREEN_END
+  then rm -f -- "$config{LOCK}"; fi
+fi
+""",
+        config=path,
+    )
+
+
+def set_aside(path: str) -> str:
+    """Move Patroni's configuration aside, so that the member stays stopped through a reboot (H13)."""
+    return script(
+        f"""
+if [ -e "$config" ]; then
+  if [ -e "$config{ASIDE}" ]; then echo "both $config and $config{ASIDE} exist; expected one" >&2; exit 41; fi
+  mv -- "$config" "$config{ASIDE}"; sync -- "$(dirname -- "$config")"
+fi
+test -e "$config{ASIDE}"
+""",
+        config=path,
+    )
+
+
+def bring_back(path: str) -> str:
+    """Move Patroni's configuration back into its place."""
+    return script(
+        f"""
+if [ ! -e "$config" ]; then mv -- "$config{ASIDE}" "$config"; sync -- "$(dirname -- "$config")"; fi
+test ! -e "$config{ASIDE}"
+""",
+        config=path,
+    )
+
+
+def stop_server(data_dir: str, bin_dir: str, *, mode: str, seconds: int) -> str:
+    """Stop a PostgreSQL that its service manager left running (hazard H14)."""
+    return script(
+        f'if "$bin/pg_ctl" status -D "$data" >/dev/null 2>&1; then '
+        f'"$bin/pg_ctl" stop -D "$data" -m {quote(mode)} -w -t {seconds}; fi\n',
+        data=data_dir,
+        bin=bin_dir,
+    )
+
+
+def prepare_recovery(
+    *,
+    config: str,
+    data_dir: str,
+    wal_dir: str,
+    originals: Mapping[str, str],
+    files: Mapping[str, str],
+    histories: Mapping[str, str],
+    signals: bool,
+) -> str:
+    """Save the server's files once, seed the others' histories, then write the files of the recovery.
+
+    :param originals: name in the saved folder to the server's file it is a copy of.
+    :param files: path to content.
+    :param signals: from 12 on ``standby.signal`` goes and ``recovery.signal`` comes.
+    """
+    values = {"config": config, "data": data_dir, "wal": wal_dir}
+    body = f"""
+saved="$config{SAVED}"
+if [ ! -d "$saved" ]; then
+  rm -rf -- "$saved.new"; mkdir -m 0700 -- "$saved.new"
+"""
+    for number, (name, path) in enumerate(originals.items()):
+        values[f"from{number}"] = path
+        body += f'  if [ -e "$from{number}" ]; then cp -p -- "$from{number}" "$saved.new"/{quote(name)}; fi\n'
+    body += '  sync -- "$saved.new"/* 2>/dev/null || true\n  mv -- "$saved.new" "$saved"\nfi\n'
+    for number, (name, content) in enumerate(histories.items()):
+        values[f"history{number}"] = name
+        body += f'if [ ! -e "$wal/$history{number}" ]; then ' + put_file(f'"$wal/$history{number}"', content) + "fi\n"
+    for number, (path, content) in enumerate(files.items()):
+        values[f"file{number}"] = path
+        body += put_file(f'"$file{number}"', content)
+    if signals:
+        body += (
+            'rm -f -- "$data/standby.signal"; : > "$data/recovery.signal"; sync -- "$data/recovery.signal" "$data"\n'
+        )
+    return script(body, **values)
+
+
+def restore_saved(*, config: str, data_dir: str, originals: Mapping[str, str], signals: str) -> str:
+    """Put the saved files back.
+
+    :param signals: ``standby`` to make the server a standby again, ``none`` after its promotion.
+    """
+    values = {"config": config, "data": data_dir}
+    body = f'saved="$config{SAVED}"\nif [ -d "$saved" ]; then\n'
+    for number, (name, path) in enumerate(originals.items()):
+        values[f"to{number}"] = path
+        body += f"""
+  if [ -e "$saved"/{quote(name)} ]; then
+    cp -p -- "$saved"/{quote(name)} "$to{number}.bluegreen-new"; sync -- "$to{number}.bluegreen-new"
+    mv -f -- "$to{number}.bluegreen-new" "$to{number}"
+"""
+        body += f'  else rm -f -- "$to{number}"\n  fi\n' if name in OPTIONAL_ORIGINALS else "  fi\n"
+    if signals == "standby":
+        body += '  rm -f -- "$data/recovery.signal"\n'
+        body += (
+            '  if [ -e "$saved/standby.signal" ]; then cp -p -- "$saved/standby.signal" "$data/standby.signal"; fi\n'
+        )
+    body += "fi\n"
+    return script(body, **values)
+
+
+OPTIONAL_ORIGINALS = frozenset({"recovery.conf"})
+"""Files that may not have been there before; putting back means removing them then."""
+
+
+def start_server(data_dir: str, bin_dir: str, options: list[str], *, log: str, seconds: int) -> str:
+    """Start the server outside Patroni; ``pg_ctl -w`` may return before the promotion is done (hazard H3)."""
+    text = " ".join(quote(option) for option in options)
+    return script(
+        f"""
+if ! "$bin/pg_ctl" status -D "$data" >/dev/null 2>&1; then
+  "$bin/pg_ctl" start -D "$data" -w -t {seconds} -l "$log" -o "$options" </dev/null >/dev/null 2>&1 || status=$?
+fi
+tail -n 40 -- "$log" 2>/dev/null | section log
+exit ${{status:-0}}
+""",
+        data=data_dir,
+        bin=bin_dir,
+        log=log,
+        options=text,
+    )
+
+
+def psql(bin_dir: str, socket_dir: str, port: str, user: str, statement: str) -> str:
+    """Run one statement over the local socket; the answer's rows are printed unaligned."""
+    return script(
+        'PGCONNECT_TIMEOUT=5 "$bin/psql" -X -A -t -q -v ON_ERROR_STOP=1 '
+        '-h "$socket" -p "$port" -U "$user" -d postgres <<\'BLUEGREEN_END\'\n'
+        f"{statement.strip()}\nBLUEGREEN_END\n",
+        bin=bin_dir,
+        socket=socket_dir,
+        port=port,
+        user=user,
+    )
+
+
+def waldump(bin_dir: str, program: str, wal_dir: str, *, timeline: int, start: str, end: str) -> str:
+    """Print the transaction records between two LSNs."""
+    return script(
+        '"$bin"/' + quote(program) + f' -p "$wal" -t {timeline} -r Transaction -s {quote(start)} -e {quote(end)}\n',
+        bin=bin_dir,
+        wal=wal_dir,
+    )
+
+
+def remove_cluster(patronictl: str, config: str, scope: str) -> str:
+    """Remove a cluster from the DCS; the answers are those that ``patronictl remove`` asks for (hazard H4)."""
+    return script(
+        '"$patronictl" -c "$config" remove "$scope" <<BLUEGREEN_END\n$scope\nYes I am aware\nBLUEGREEN_END\n',
+        patronictl=patronictl,
+        config=config,
+        scope=scope,
+    )
+
+
+def list_cluster(patronictl: str, config: str, scope: str) -> str:
+    """Print what the DCS holds of a cluster."""
+    return script('"$patronictl" -c "$config" list "$scope"\n', patronictl=patronictl, config=config, scope=scope)
+
+
+def rewind(data_dir: str, bin_dir: str, *, source: str, login: Mapping[str, str], seconds: int) -> str:
+    """Rewind a stopped member to the new leader; the password stays out of the command line.
+
+    :param source: libpq connection string without secrets.
+    :param login: libpq's environment variables.
+    """
+    exports = "".join(f"{name}={quote(value)}; export {name}\n" for name, value in login.items())
+    return script(
+        exports + f'timeout -k 5 {seconds} "$bin/pg_rewind" --target-pgdata="$data" --source-server="$source" 2>&1\n',
+        data=data_dir,
+        bin=bin_dir,
+        source=source,
+    )
+
+
+def empty_data_directory(data_dir: str, *, system_identifier: str, bin_dir: str, major: str) -> str:
+    """Empty a data directory, its tablespaces and a linked ``pg_wal``, if it is proven to be this cluster's.
+
+    :param system_identifier: expected in ``pg_controldata``; without ``global/pg_control`` only what an
+        interrupted copy leaves, a directory without PG_VERSION's server, is emptied.
+    """
+    return script(
+        r"""
+if [ -d "$data" ] && [ -n "$(find "$data" -mindepth 1 -maxdepth 1 | head -n 1)" ]; then
+  real=$(readlink -f -- "$data")
+  if [ "$(find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$real" 2>/dev/null | wc -l)" != 0 ]; then
+    echo "a server still runs on $data" >&2; exit 42
+  fi
+  if [ -e "$data/global/pg_control" ]; then
+    found=$("$bin/pg_controldata" "$data" | sed -n 's/^Database system identifier: *//p')
+    if [ "$found" != "$identifier" ]; then
+      echo "$data has the system identifier '$found', expected $identifier" >&2; exit 43
+    fi
+  elif [ ! -e "$data/.bluegreen-emptying" ] && [ ! -e "$data/backup_label" ] && [ ! -e "$data/PG_VERSION" ]; then
+    echo "$data is not empty and holds no PostgreSQL data" >&2; exit 44
+  fi
+  : > "$data/.bluegreen-emptying"
+  for link in "$data"/pg_tblspc/*; do
+    if [ -L "$link" ]; then
+      target=$(readlink -f -- "$link")
+      for part in "$target/PG_$major"_*; do if [ -d "$part" ]; then rm -rf -- "$part"; fi; done
+    fi
+  done
+  for wal in "$data/pg_wal" "$data/pg_xlog"; do
+    if [ -L "$wal" ]; then find "$(readlink -f -- "$wal")" -mindepth 1 -delete; fi
+  done
+  find "$data" -mindepth 1 -maxdepth 1 ! -name .bluegreen-emptying -exec rm -rf -- {} +
+  rm -f -- "$data/.bluegreen-emptying"
+fi
+""",
+        data=data_dir,
+        bin=bin_dir,
+        identifier=system_identifier,
+        major=major,
+    )

@@ -1,0 +1,198 @@
+"""Members, roles, timelines and tags as Patroni reports them: who may be held, who is in the way.
+
+Source: Patroni documentation, "Patroni REST API" (``GET /cluster``); role names changed from
+``master`` to ``leader``/``primary`` on the way from 3.0 to 4.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bluegreen.exceptions import FailedForNowError, RefusedError
+
+_LEADER_ROLES = frozenset({"leader", "master", "primary"})
+_REPLICA_ROLES = frozenset({"replica", "sync_standby", "quorum_standby"})
+_RUNNING = frozenset({"running", "streaming", "in archive recovery"})
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a cluster.
+
+    :param timeline: None where Patroni does not know it.
+    :param lag_bytes: relative to the leader's last published position, so no proof (hazard H16).
+    """
+
+    name: str
+    role: str
+    state: str
+    host: str
+    port: int
+    api_url: str
+    timeline: int | None = None
+    lag_bytes: int | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether Patroni calls it the leader."""
+        return self.role in _LEADER_ROLES
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its PostgreSQL runs."""
+        return self.state in _RUNNING
+
+    @property
+    def may_be_elected(self) -> bool:
+        """Whether a failover could choose it (``nofailover``, ``failover_priority: 0``)."""
+        return (
+            self.role in _REPLICA_ROLES and not self.tags.get("nofailover") and self.tags.get("failover_priority") != 0
+        )
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A cluster as one of its members describes it."""
+
+    members: tuple[Member, ...]
+    scope: str = ""
+    paused: bool = False
+
+    def member(self, name: str) -> Member:
+        """Return a member by name.
+
+        :raises RefusedError: when there is none of that name.
+        """
+        for member in self.members:
+            if member.name == name:
+                return member
+        raise RefusedError(f"found no member {name!r} in the cluster; its members are {self.names}: give one of those")
+
+    @property
+    def names(self) -> str:
+        """The members' names, for a sentence."""
+        return ", ".join(member.name for member in self.members) or "none"
+
+    @property
+    def leader(self) -> Member:
+        """The one running leader.
+
+        :raises FailedForNowError: when there is not exactly one.
+        """
+        leaders = [member for member in self.members if member.is_leader]
+        if len(leaders) != 1 or not leaders[0].is_running:
+            found = ", ".join(f"{member.name} ({member.state})" for member in leaders) or "none"
+            raise FailedForNowError(
+                f"found as leader: {found}; expected exactly one that runs. Look at `patronictl list`, and try "
+                "again when the cluster has a leader"
+            )
+        return leaders[0]
+
+    @property
+    def replicas(self) -> tuple[Member, ...]:
+        """Every member that is not the leader."""
+        return tuple(member for member in self.members if not member.is_leader)
+
+
+def parse_topology(payload: object) -> Topology:
+    """Read the answer of ``GET /cluster``.
+
+    :raises FailedForNowError: when it is not what Patroni answers; nothing missing is taken as healthy.
+    """
+    members = payload.get("members") if isinstance(payload, dict) else None
+    if not isinstance(payload, dict) or not isinstance(members, list) or not members:
+        raise FailedForNowError("Patroni's GET /cluster named no members; expected at least one")
+    return Topology(
+        members=tuple(_member(raw) for raw in members),
+        scope=str(payload.get("scope") or ""),
+        paused=payload.get("pause") is True,
+    )
+
+
+def _member(raw: object) -> Member:
+    if not isinstance(raw, dict):
+        raise FailedForNowError("Patroni's GET /cluster named a member that is not a mapping")
+    for key in ("name", "role", "state"):
+        if not isinstance(raw.get(key), str) or not raw[key]:
+            raise FailedForNowError(f"Patroni's GET /cluster named a member without {key}")
+    port = raw.get("port")
+    timeline, lag, tags = raw.get("timeline"), raw.get("lag"), raw.get("tags")
+    return Member(
+        name=raw["name"],
+        role=raw["role"],
+        state=raw["state"],
+        host=str(raw.get("host") or ""),
+        port=port if isinstance(port, int) and not isinstance(port, bool) else 5432,
+        api_url=str(raw.get("api_url") or ""),
+        timeline=timeline if isinstance(timeline, int) and not isinstance(timeline, bool) else None,
+        lag_bytes=lag if isinstance(lag, int) and not isinstance(lag, bool) else None,
+        tags=tags if isinstance(tags, dict) else {},
+    )
+
+
+def check_standby(topology: Topology, name: str) -> Member:
+    """Return the member if Patroni's view of it allows a hold.
+
+    :raises RefusedError: with the reason and what to do, when it does not.
+    """
+    member, leader = topology.member(name), topology.leader
+    if member.is_leader:
+        raise RefusedError(
+            f"{name} is the leader; expected a standby. Leave `standby` empty or name one of "
+            + (", ".join(replica.name for replica in topology.replicas) or "the replicas (there is none)")
+        )
+    if member.role not in _REPLICA_ROLES:
+        raise RefusedError(f"{name} has the role {member.role!r}; expected a replica of this cluster")
+    if member.state not in {"streaming", "running"}:
+        raise RefusedError(f"{name} is {member.state!r}; expected a standby that streams. Choose another one")
+    if member.timeline != leader.timeline:
+        raise RefusedError(
+            f"{name} is on timeline {member.timeline}, the leader {leader.name} on {leader.timeline}; "
+            "expected the same. Wait until it follows the leader, or choose another one"
+        )
+    if topology_synchronous(topology) == [name]:
+        raise RefusedError(
+            f"{name} is the only synchronous standby; holding it could hang every commit. "
+            "Choose another standby, or add a second synchronous one"
+        )
+    return member
+
+
+def topology_synchronous(topology: Topology) -> list[str]:
+    """Return the names of the synchronous standbys."""
+    return [member.name for member in topology.members if member.role in {"sync_standby", "quorum_standby"}]
+
+
+def choose_standby(topology: Topology) -> Member:
+    """Choose the standby to hold: not a synchronous one, least lag, then by name.
+
+    A standby that its owner already keeps out of elections is preferred: holding it costs no failover
+    candidate.
+
+    :raises RefusedError: with the reason for each member, when none will do.
+    """
+    reasons, suitable = [], []
+    for replica in topology.replicas:
+        try:
+            suitable.append(check_standby(topology, replica.name))
+        except RefusedError as error:
+            reasons.append(str(error))
+    if not suitable:
+        raise RefusedError("no standby can be held: " + ("; ".join(reasons) or "the cluster has no replica"))
+    return min(
+        suitable,
+        key=lambda member: (
+            member.role != "replica",
+            member.may_be_elected,
+            member.lag_bytes if member.lag_bytes is not None else 2**63,
+            member.name,
+        ),
+    )
+
+
+def failover_candidates(topology: Topology, held: str) -> list[Member]:
+    """Return the replicas that a failover could choose while one is held."""
+    return [member for member in topology.replicas if member.name != held and member.may_be_elected]
