@@ -1,0 +1,52 @@
+# Everything that a person or a CI job calls. `make` alone lists it.
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help install lab lab-down lab-status lab-reset lab-clean airflow airflow-down down demo test lint bench
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
+		| while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+
+install: .venv/installed ## packages of packages.txt, and .venv from requirements.lock
+
+.venv/installed: requirements.lock packages.txt scripts/install.sh
+	@bash scripts/install.sh
+
+lab: install ## a Patroni cluster of three on this machine; starts it, or repairs what is stopped
+	@$(PYTHON) -m lab up
+
+lab-down: install ## stop the cluster, keep its data
+	@$(PYTHON) -m lab down
+
+lab-status: install ## show its members
+	@$(PYTHON) -m lab status
+
+lab-reset: install ## set the cluster back to its first day
+	@$(PYTHON) -m lab reset
+
+lab-clean: install ## stop the cluster and remove its data
+	@$(PYTHON) -m lab clean
+
+airflow: lab ## Airflow on this machine, working on the lab
+	@$(PYTHON) -m lab.standalone start
+
+airflow-down: install ## stop Airflow
+	@$(PYTHON) -m lab.standalone stop
+
+down: airflow-down lab-down ## stop Airflow and the lab
+
+demo: airflow ## a deployment that succeeds and one that is rolled back, on the lab
+	@$(PYTHON) -m lab.demo
+
+test: lab ## all tests, on the lab
+	@$(PYTHON) -m pytest
+
+lint: install ## ruff and mypy
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+bench: lab ## measure checkpoint and rollback on the lab
+	@$(PYTHON) bench/bench.py

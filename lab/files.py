@@ -1,0 +1,243 @@
+"""Write the lab's files: into its own folder for its services, and into lab/run for those who use it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets as random
+import socket
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from lab import templates
+from lab.config import CHECKOUT, POSTGRES_PORT, REST_PORT, SSH_PORT, Settings, find_program, write_private
+from lab.machine import generate_key
+
+
+def write_services(settings: Settings, secrets: dict[str, str]) -> None:
+    """Everything that the services read. A Patroni YAML that exists stays as it is."""
+    for name in ("log", "ssh", "archive"):
+        settings.folder(settings.directory / name)
+    settings.folder(settings.socket_dir)
+    write_ssh(settings)
+    for node in settings.nodes:
+        settings.folder(node.directory)
+        settings.folder(node.directory / "log")
+        settings.folder(settings.socket_dir / node.name)
+        if not node.data_dir.exists():
+            settings.write(node.patroni_config, templates.patroni_yaml(settings, node, secrets))
+    conf = templates.supervisord_conf(settings, find_program("etcd"), find_program("sshd"))
+    settings.write(settings.supervisord_conf, conf)
+    settings.write(settings.directory / "ctl", templates.ctl_script(settings), 0o700)
+
+
+def write_ssh(settings: Settings) -> None:
+    """Host keys, the client's key and the servers' configurations."""
+    folder = settings.directory / "ssh"
+    client = generate_key(settings, folder / "client_ed25519", "bluegreen lab")
+    settings.write(folder / "authorized_keys", client + "\n")
+    for node in settings.nodes:
+        generate_key(settings, folder / f"{node.name}_host_ed25519", node.name)
+        settings.write(folder / f"{node.name}.conf", templates.sshd_config(settings, node))
+
+
+def write_run(settings: Settings, secrets: dict[str, str]) -> None:
+    """Everything that a client needs: lab.json, keys, the registry and Airflow's environment."""
+    run = settings.run
+    run.mkdir(parents=True, exist_ok=True)
+    write_private(run / "client_ed25519", (settings.directory / "ssh" / "client_ed25519").read_text())
+    write_private(run / "ssh_config", templates.ssh_config(settings))
+    keys = host_keys(settings)
+    known = [f"[{node.host}]:{SSH_PORT} {keys[node.name]}\n" for node in settings.nodes]
+    write_private(run / "known_hosts", "".join(known))
+    write_private(run / "lab.json", json.dumps(lab_json(settings, secrets), indent=2) + "\n")
+    with (run / "clusters.yaml").open("w") as file:
+        yaml = YAML()
+        yaml.default_flow_style = False
+        yaml.width = 4096
+        yaml.dump(registry(settings), file)
+    write_private(run / "airflow.env", airflow_env(settings, secrets))
+
+
+def host_keys(settings: Settings) -> dict[str, str]:
+    """Each member's public host key, without the comment."""
+    folder = settings.directory / "ssh"
+    return {
+        node.name: " ".join((folder / f"{node.name}_host_ed25519.pub").read_text().split()[:2])
+        for node in settings.nodes
+    }
+
+
+def lab_json(settings: Settings, secrets: dict[str, str]) -> dict[str, Any]:
+    """Where everything is."""
+    nodes = [
+        {
+            "name": node.name,
+            "host": node.host,
+            "port": POSTGRES_PORT,
+            "rest": f"http://{node.host}:{REST_PORT}",
+            "ssh_port": SSH_PORT,
+            "data_dir": str(node.data_dir),
+            "patroni_config": str(node.patroni_config),
+            "socket_dir": str(settings.socket_dir / node.name),
+            "postgres_log": str(node.directory / "log" / "postgresql.log"),
+            "patroni_log": str(settings.directory / "log" / f"{node.program}.log"),
+        }
+        for node in settings.nodes
+    ]
+    users = ("postgres", "replicator", "rewind_user", "bluegreen", "release")
+    return {
+        "name": settings.name,
+        "nodes": nodes,
+        "superuser": "postgres",
+        "password": secrets["postgres"],
+        "database": "app",
+        "users": {user: secrets[user] for user in users},
+        "bin_dir": str(settings.bin_dir),
+        "lib_dir": str(settings.lib_dir) if settings.lib_dir else None,
+        "server_version": settings.server_version,
+        "dcs": settings.dcs,
+        "patronictl": str(settings.venv / "bin" / "patronictl"),
+        "ssh_user": settings.user.pw_name,
+        "ssh_key": str(settings.run / "client_ed25519"),
+        "ssh_config": str(settings.run / "ssh_config"),
+        "ssh_host_keys": host_keys(settings),
+        "directory": str(settings.directory),
+        "run": str(settings.run),
+        "archive": str(settings.directory / "archive") if settings.archive else None,
+        "ctl": str(settings.directory / "ctl"),
+        "supervisor_socket": str(settings.supervisor_socket),
+        "supervisorctl": f"{settings.venv}/bin/supervisorctl -c {settings.supervisord_conf}",
+    }
+
+
+def registry(settings: Settings) -> dict[str, Any]:
+    """The registry of this one cluster, in the format of include/clusters.yaml."""
+    ctl = settings.directory / "ctl"
+    checks = ["select count(*) = 1000 from orders", "select bool_and(total is not null) from orders"]
+    cluster = {
+        "patroni": [f"http://{node.host}:{REST_PORT}" for node in settings.nodes],
+        "postgres_conn_id": "lab_postgres",
+        "ssh_conn_id": "lab_ssh",
+        "ssh_hosts": {node.name: node.host for node in settings.nodes},
+        "ssh_host_keys": host_keys(settings),
+        "node": {
+            "patroni_config": f"{settings.directory}/{{member}}/patroni.yml",
+            "patronictl": str(settings.venv / "bin" / "patronictl"),
+            "os_user": settings.user.pw_name,
+            "start": f"{ctl} start {{member}}",
+            "stop": f"{ctl} stop {{member}}",
+            "status": f"{ctl} status {{member}}",
+        },
+        "limits": {"lag_bytes": "64MB", "disk_free_percent": 2},
+        "expires_after": "24h",
+        "adhoc": True,
+        "deployments": {
+            "good": {"sql": "demo/good.sql", "checks": list(checks)},
+            "bad": {"sql": "demo/bad.sql", "checks": list(checks)},
+        },
+    }
+    return {"clusters": {settings.name: cluster}}
+
+
+def airflow_home(settings: Settings) -> Path:
+    """Where Airflow keeps its database and logs for this lab."""
+    is_default = settings.run == CHECKOUT / "lab" / "run"
+    return CHECKOUT / "airflow-home" if is_default else settings.run / "airflow-home"
+
+
+def airflow_env(settings: Settings, secrets: dict[str, str]) -> str:
+    """What Airflow needs to work on this lab, as lines that a shell can read."""
+    home = airflow_home(settings)
+    home.mkdir(parents=True, exist_ok=True)
+    passwords = home / "passwords.json"
+    write_private(passwords, json.dumps({"admin": secrets["airflow_admin"], "viewer": secrets["airflow_viewer"]}))
+    port = airflow_port(settings)
+    url = f"http://127.0.0.1:{port}"
+    values = {
+        "AIRFLOW_HOME": home,
+        "AIRFLOW__CORE__DAGS_FOLDER": CHECKOUT / "dags",
+        "AIRFLOW__CORE__PLUGINS_FOLDER": CHECKOUT / "plugins",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "8",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__FERNET_KEY": secrets["fernet"],
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": passwords,
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": secrets["session"],
+        "AIRFLOW__API_AUTH__JWT_SECRET": secrets["jwt"],
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW_CONN_LAB_POSTGRES": postgres_connection(settings, secrets),
+        "AIRFLOW_CONN_LAB_SSH": ssh_connection(settings),
+        "BLUEGREEN_CLUSTERS": settings.run / "clusters.yaml",
+    }
+    lines = [f"{key}='{value}'" for key, value in values.items()]
+    # the only line that a shell has to expand
+    lines.append(f'PATH="{CHECKOUT}/.venv/bin:$PATH"')
+    return "\n".join(lines) + "\n"
+
+
+def postgres_connection(settings: Settings, secrets: dict[str, str]) -> str:
+    """The Airflow connection to PostgreSQL; host and port are only a default, the leader is looked up."""
+    return json.dumps(
+        {
+            "conn_type": "postgres",
+            "login": "bluegreen",
+            "password": secrets["bluegreen"],
+            "host": settings.nodes[0].host,
+            "port": POSTGRES_PORT,
+            "schema": "app",
+        }
+    )
+
+
+def ssh_connection(settings: Settings) -> str:
+    """The Airflow connection to the members; host keys are pinned in the registry and never ignored."""
+    return json.dumps(
+        {
+            "conn_type": "ssh",
+            "login": settings.user.pw_name,
+            "host": settings.nodes[0].host,
+            "port": SSH_PORT,
+            "extra": {
+                "key_file": str(settings.run / "client_ed25519"),
+                "conn_timeout": 5,
+                "no_host_key_check": False,
+                "allow_host_key_change": False,
+            },
+        }
+    )
+
+
+def airflow_port(settings: Settings) -> int:
+    """The web server's port: 8080 where that is free, any other otherwise; chosen once, then kept."""
+    kept = settings.run / "airflow.port"
+    with contextlib.suppress(OSError, ValueError):
+        return int(kept.read_text())
+    port = next(port for port in (8080, *_random_ports()) if _is_free(port))
+    kept.write_text(f"{port}\n")
+    return port
+
+
+def _random_ports() -> list[int]:
+    return [20000 + random.randbelow(12000) for _ in range(100)]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
