@@ -18,7 +18,7 @@ from psycopg import sql
 from lab.cluster import Lab
 from lab.config import CHECKOUT, LabError, Node, Settings, load_secrets
 from lab.files import write_run, write_services
-from lab.machine import check_addresses, check_prerequisites, end_leftovers, end_postmaster, make_venv
+from lab.machine import check_addresses, check_prerequisites, end_leftovers, end_postmasters, make_venv
 from lab.supervisor import Supervisor
 
 FRESH = "fresh"
@@ -76,10 +76,7 @@ def _start(settings: Settings, supervisor: Supervisor, say: Say) -> None:
     secrets = load_secrets(settings)
     write_services(settings, secrets)
     write_run(settings, secrets)
-    for socket in settings.socket_dir.glob("supervisor.sock*"):
-        socket.unlink()
-    settings.call([settings.venv / "bin" / "supervisord", "-c", settings.supervisord_conf], cwd=settings.directory)
-    _wait_supervisor(supervisor)
+    _start_manager(settings, supervisor)
     lab = Lab.load(settings.run)
     if not any(node.data_dir.exists() for node in settings.nodes):
         say(f"Creating a cluster of {settings.size} on PostgreSQL {settings.server_version}")
@@ -141,6 +138,15 @@ def _newness(settings: Settings, node: Node) -> tuple[int, bool, int]:
         raise LabError(f"pg_controldata on {node.data_dir} said: {text[:500]}")
     was_primary = state[1].strip() in ("shut down", "in production", "shutting down", "in crash recovery")
     return (int(timeline[1]), was_primary, (int(location[1], 16) << 32) + int(location[2], 16))
+
+
+def _start_manager(settings: Settings, supervisor: Supervisor) -> None:
+    """Start the process manager, with etcd and the SSH servers."""
+    for socket in settings.socket_dir.glob("supervisor.sock*"):
+        socket.unlink()
+    command = [settings.venv / "bin" / "supervisord", "-c", settings.supervisord_conf]
+    settings.call(command, cwd=settings.directory)
+    _wait_supervisor(supervisor)
 
 
 def _wait_supervisor(supervisor: Supervisor, timeout: float = 10) -> None:
@@ -206,8 +212,8 @@ def down(settings: Settings, say: Say) -> None:
         if was_up:
             stop_members(settings, supervisor)
             supervisor.shutdown()
-        for node in settings.nodes:  # in maintenance mode Patroni leaves PostgreSQL running
-            end_postmaster(node.data_dir, signal.SIGINT, 20)
+        # in maintenance mode Patroni leaves PostgreSQL running
+        end_postmasters((node.data_dir for node in settings.nodes), signal.SIGINT, 20)
         end_leftovers(settings)
     say(
         "The lab is stopped; `make lab` starts it again, `make lab-clean` removes it" if was_up else "No lab is running"
@@ -259,11 +265,12 @@ def reset(settings: Settings, name: str) -> float:
         raise LabError(f"There is no snapshot {name} in {source.parent}")
     supervisor = Supervisor(settings.supervisor_socket)
     if not supervisor.is_up():
-        raise LabError("The lab does not run: make lab")
+        end_leftovers(settings)
+        check_addresses(settings)
+        _start_manager(settings, supervisor)
     # nothing of the present state is kept, so nothing has to be stopped gently
     supervisor.kill(*(node.program for node in settings.nodes))
-    for node in settings.nodes:
-        end_postmaster(node.data_dir)
+    end_postmasters(node.data_dir for node in settings.nodes)
     supervisor.stop("etcd")
     parts = [settings.directory / part for part in _parts(settings)]
     for part in parts:
@@ -273,6 +280,7 @@ def reset(settings: Settings, name: str) -> float:
     lab = Lab.load(settings.run)
     start_members(settings, supervisor, lab)
     lab.wait_healthy(60)
+    _apply_grants(settings, lab)
     return time.monotonic() - begin
 
 

@@ -9,6 +9,8 @@ import shlex
 import signal
 import socket
 import subprocess
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -136,27 +138,49 @@ def _is_postgres(process: psutil.Process) -> bool:
 
 
 def _end(processes: list[psutil.Process], how: signal.Signals, timeout: float) -> None:
+    """Send a signal to all, then wait; SIGKILL for those that do not mind it."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(how)
-    _, alive = psutil.wait_procs(processes, timeout=timeout)
+    alive = _wait_gone(processes, timeout)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    _wait_gone(alive, 5)
 
 
-def end_postmaster(data_dir: Path, how: signal.Signals = signal.SIGQUIT, timeout: float = 10) -> None:
-    """End the server that runs on this data directory, if one does, with all its children."""
-    pid = postmaster_pid(data_dir)
-    if pid is None:
-        return
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        process.send_signal(how)
-        _, alive = psutil.wait_procs(family, timeout=timeout)
-        _end(alive, signal.SIGKILL, 5)
+def _wait_gone(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Wait for the end of these processes; return those that live on.
+
+    A zombie has ended: whoever inherited it, often a container's first process, may collect it late.
+    """
+    deadline = time.monotonic() + timeout
+    while alive := [process for process in processes if is_alive(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    return alive
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end_postmasters(data_dirs: Iterable[Path], how: signal.Signals = signal.SIGQUIT, timeout: float = 10) -> None:
+    """End the servers that run on these data directories, side by side, with all their children."""
+    family: list[psutil.Process] = []
+    heads: list[psutil.Process] = []
+    for pid in filter(None, map(postmaster_pid, data_dirs)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            head = psutil.Process(pid)
+            heads.append(head)
+            family += head.children(recursive=True)
+    _end(heads, how, timeout)
+    _end([process for process in family if is_alive(process)], signal.SIGQUIT, 2)
 
 
 def postmaster_pid(data_dir: Path) -> int | None:

@@ -187,8 +187,8 @@ def etcd_command(settings: Settings, etcd: Path) -> str:
         "listen-peer-urls": peer,
         "initial-advertise-peer-urls": peer,
         "initial-cluster": f"lab={peer}",
-        "heartbeat-interval": 50,
-        "election-timeout": 500,
+        "heartbeat-interval": 10,
+        "election-timeout": 100,
         "log-outputs": "stderr",
     }
     return shlex.join([str(etcd), *(f"--{key}={value}" for key, value in options.items())])
@@ -265,7 +265,7 @@ def ctl_script(settings: Settings) -> str:
     return f"""\
 #!/bin/sh
 # ctl start|stop|status MEMBER: Patroni's service on one member, with systemctl's exit codes.
-# supervisorctl ends with 0 for "already started" and "not running", and with 7 for a spawn error.
+# What counts is whether it runs afterwards, not whether there was something to do.
 set -eu
 ctl="{supervisorctl}"
 case "$1" in

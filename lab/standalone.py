@@ -1,0 +1,196 @@
+"""Airflow on this machine, for the lab: python -m lab.standalone start | stop | status | run.
+
+The four components run side by side in one process group. `airflow standalone` does the same, but also opens
+its log servers on all addresses; here nothing listens beyond loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+
+from lab.config import CHECKOUT, LabError, load_settings
+
+COMPONENTS = ("scheduler", "dag-processor", "triggerer", "api-server")
+HEALTHY = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+# on one machine the logs are files that the web server reads itself
+WITHOUT_LOG_SERVER = ("scheduler", "triggerer")
+
+
+def read_environment(run: Path) -> dict[str, str]:
+    """What airflow.env would give a shell.
+
+    Raises:
+        LabError: there is no such file yet.
+    """
+    file = run / "airflow.env"
+    if not file.exists():
+        raise LabError(f"There is no {file}: make lab")
+    found = dict(os.environ)
+    for line in file.read_text().splitlines():
+        key, _, value = line.partition("=")
+        if value.startswith('"'):
+            value = value.replace("$PATH", os.environ.get("PATH", ""))
+        (found[key],) = shlex.split(value)
+    return found
+
+
+class Airflow:
+    """One Airflow, in the folder that airflow.env names."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.home = Path(environment["AIRFLOW_HOME"])
+        self.url = environment["AIRFLOW__API__BASE_URL"]
+        self.pid_file = self.home / "standalone.pid"
+        self.log = self.home / "standalone.log"
+
+    def group(self) -> int | None:
+        """The process group of the running Airflow, or None; a number that others reuse does not count."""
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            pid, started = self.pid_file.read_text().split()
+            if abs(psutil.Process(int(pid)).create_time() - float(started)) < 1 or self._members(int(pid)):
+                return int(pid)
+        return None
+
+    def _members(self, group: int) -> list[psutil.Process]:
+        """Living processes of this group that belong to this Airflow."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                    if process.environ().get("AIRFLOW_HOME") == str(self.home):
+                        found.append(process)
+        return found
+
+    def unhealthy(self) -> list[str]:
+        """The components that are not healthy; all of them where nothing answers."""
+        try:
+            answer = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=5, trust_env=False).json()
+        except (httpx.HTTPError, ValueError):
+            return list(HEALTHY)
+        return [name for name in HEALTHY if (answer.get(name) or {}).get("status") != "healthy"]
+
+    def start(self, timeout: float = 180) -> float | None:
+        """Start it and wait until all components are healthy; None where it ran already.
+
+        Raises:
+            LabError: it ended, or is not healthy in time.
+        """
+        if self.group() is not None:
+            self._wait_healthy(timeout)
+            return None
+        begin = time.monotonic()
+        self._forget_old_heartbeats()
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lab.standalone", "run"],
+                cwd=CHECKOUT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started = psutil.Process(process.pid).create_time()
+        self.pid_file.write_text(f"{process.pid} {started}\n")
+        self._wait_healthy(timeout, process)
+        return time.monotonic() - begin
+
+    def _forget_old_heartbeats(self) -> None:
+        """Nothing yet: a killed component's last heartbeat counts as healthy for 30 s at most."""
+
+    def _wait_healthy(self, timeout: float, process: subprocess.Popen[bytes] | None = None) -> None:
+        deadline = time.monotonic() + timeout
+        while missing := self.unhealthy():
+            if process and process.poll() is not None:
+                raise LabError(f"Airflow ended with {process.returncode}; its log is {self.log}")
+            if time.monotonic() > deadline:
+                raise LabError(f"After {timeout:.0f} s not healthy: {', '.join(missing)}; the log is {self.log}")
+            time.sleep(0.5)
+
+    def stop(self, timeout: float = 20) -> bool:
+        """End the whole process group; return whether there was one."""
+        group = self.group()
+        if group is None:
+            return False
+        deadline = time.monotonic() + timeout
+        how = signal.SIGTERM
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, how)
+        while self._members(group):
+            if time.monotonic() > deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+            time.sleep(0.1)
+        self.pid_file.unlink(missing_ok=True)
+        return True
+
+
+def run() -> int:
+    """Migrate the database and run the components until a signal comes, or one of them ends."""
+    airflow = str(Path(sys.executable).parent / "airflow")
+    subprocess.run([airflow, "db", "migrate"], check=True)
+    children = {}
+    for name in COMPONENTS:
+        options = ["--skip-serve-logs"] if name in WITHOUT_LOG_SERVER else []
+        children[name] = subprocess.Popen([airflow, name, *options])
+    stopped = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    while not stopped and all(child.poll() is None for child in children.values()):
+        time.sleep(0.2)
+    for name, child in children.items():
+        if child.poll() is not None and not stopped:
+            print(f"{name} ended with {child.returncode}: stopping the others", flush=True)
+        with contextlib.suppress(ProcessLookupError):
+            child.terminate()
+    for child in children.values():
+        child.wait()
+    return 0 if stopped else 1
+
+
+def main() -> int:
+    """Run one verb."""
+    verb = sys.argv[1] if len(sys.argv) == 2 else ""
+    if verb == "run":
+        return run()
+    try:
+        airflow = Airflow(read_environment(load_settings().run))
+        login = "admin, password in " + str(airflow.home / "passwords.json")
+        if verb == "start":
+            seconds = airflow.start()
+            how = "is already running" if seconds is None else f"is healthy after {seconds:.0f} s"
+            print(f"Airflow {how}: {airflow.url} ({login})")
+        elif verb == "stop":
+            print("Airflow is stopped" if airflow.stop() else "No Airflow is running")
+        elif verb == "status":
+            missing = airflow.unhealthy()
+            print(f"not healthy: {', '.join(missing)}" if missing else f"healthy: {airflow.url} ({login})")
+            return 3 if missing else 0
+        else:
+            print("usage: python -m lab.standalone start|stop|status|run", file=sys.stderr)
+            return 2
+    except LabError as error:
+        print(f"airflow: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
