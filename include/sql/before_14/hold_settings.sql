@@ -1,0 +1,22 @@
+-- Asks: is the hold in effect here?
+-- On: the held standby. Rows: one.
+-- Columns: recovery_min_apply_delay text (as SHOW prints it), recovery_min_apply_delay_ms bigint,
+--   hot_standby_feedback text (on or off), replay_paused bool, pause_state text.
+-- pause_state: paused as soon as a pause is requested. Before PostgreSQL 14 the server does not say when it has
+--   taken effect; proof.sql does.
+-- replay_paused and pause_state are NULL where the server is not in recovery.
+-- Needs: nothing.
+-- Source: https://www.postgresql.org/docs/13/functions-admin.html (Recovery Control Functions),
+--   runtime-config-replication.html (recovery_min_apply_delay).
+select
+    current_setting('recovery_min_apply_delay') as recovery_min_apply_delay,
+    (
+        select setting::bigint from pg_settings where name = 'recovery_min_apply_delay'
+    ) as recovery_min_apply_delay_ms,
+    current_setting('hot_standby_feedback') as hot_standby_feedback,
+    case when pg_is_in_recovery() then pg_is_wal_replay_paused() end as replay_paused,
+    case
+        when not pg_is_in_recovery() then null
+        when pg_is_wal_replay_paused() then 'paused'
+        else 'not paused'
+    end as pause_state;
