@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets as random
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ruamel.yaml import YAML
 
 from lab import templates
 from lab.config import CHECKOUT, POSTGRES_PORT, REST_PORT, SSH_PORT, Settings, find_program, write_private
-from lab.machine import generate_key
+from lab.machine import generate_key, is_free
 
 
 def write_services(settings: Settings, secrets: dict[str, str]) -> None:
@@ -225,19 +224,10 @@ def airflow_port(settings: Settings) -> int:
     kept = settings.run / "airflow.port"
     with contextlib.suppress(OSError, ValueError):
         return int(kept.read_text())
-    port = next(port for port in (8080, *_random_ports()) if _is_free(port))
+    port = next(port for port in (8080, *_random_ports()) if is_free("127.0.0.1", port))
     kept.write_text(f"{port}\n")
     return port
 
 
 def _random_ports() -> list[int]:
     return [20000 + random.randbelow(12000) for _ in range(100)]
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

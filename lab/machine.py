@@ -58,10 +58,10 @@ def check_addresses(settings: Settings) -> None:
     wanted = [(settings.etcd_host, ETCD_PORT), (settings.etcd_host, ETCD_PEER_PORT)]
     for node in settings.nodes:
         wanted += [(node.host, port) for port in (SSH_PORT, REST_PORT, POSTGRES_PORT)]
-    taken = [(host, port) for host, port in wanted if not _is_free(host, port)]
+    taken = [(host, port) for host, port in wanted if not is_free(host, port)]
     if not taken:
         return
-    owners = {_owner(host, port) for host, port in taken}
+    owners = {owner(host, port) for host, port in taken}
     places = ", ".join(f"{host}:{port}" for host, port in taken)
     raise LabError(
         f"{places} in use by {' and '.join(sorted(owners))}. "
@@ -69,7 +69,8 @@ def check_addresses(settings: Settings) -> None:
     )
 
 
-def _is_free(host: str, port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
+    """Whether nothing listens on this address and port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -79,7 +80,8 @@ def _is_free(host: str, port: int) -> bool:
         return True
 
 
-def _owner(host: str, port: int) -> str:
+def owner(host: str, port: int) -> str:
+    """Who listens there, in words."""
     with contextlib.suppress(psutil.Error):
         for found in psutil.net_connections("tcp"):
             here = found.laddr and found.laddr.port == port and found.laddr.ip in (host, "0.0.0.0", "::")

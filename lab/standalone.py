@@ -7,7 +7,6 @@ its log servers on all addresses; here nothing listens beyond loopback.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -20,6 +19,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 
 from lab.config import CHECKOUT, LabError, load_settings
+from lab.machine import is_alive, is_free, owner
 
 COMPONENTS = ("scheduler", "dag-processor", "triggerer", "api-server")
 HEALTHY = ("metadatabase", "scheduler", "triggerer", "dag_processor")
@@ -48,7 +48,8 @@ def read_environment(run: Path) -> dict[str, str]:
 class Airflow:
     """One Airflow, in the folder that airflow.env names."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, run: Path, environment: dict[str, str]) -> None:
+        self.run = run
         self.environment = environment
         self.home = Path(environment["AIRFLOW_HOME"])
         self.url = environment["AIRFLOW__API__BASE_URL"]
@@ -57,10 +58,10 @@ class Airflow:
 
     def group(self) -> int | None:
         """The process group of the running Airflow, or None; a number that others reuse does not count."""
-        with contextlib.suppress(OSError, ValueError, psutil.Error):
-            pid, started = self.pid_file.read_text().split()
-            if abs(psutil.Process(int(pid)).create_time() - float(started)) < 1 or self._members(int(pid)):
-                return int(pid)
+        with contextlib.suppress(OSError, ValueError):
+            group = int(self.pid_file.read_text())
+            if self._members(group):
+                return group
         return None
 
     def _members(self, group: int) -> list[psutil.Process]:
@@ -68,9 +69,9 @@ class Airflow:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                    if process.environ().get("AIRFLOW_HOME") == str(self.home):
-                        found.append(process)
+                is_ours = os.getpgid(process.pid) == group and is_alive(process)
+                if is_ours and process.environ().get("AIRFLOW_HOME") == str(self.home):
+                    found.append(process)
         return found
 
     def unhealthy(self) -> list[str]:
@@ -91,7 +92,12 @@ class Airflow:
             self._wait_healthy(timeout)
             return None
         begin = time.monotonic()
-        self._forget_old_heartbeats()
+        port = int(self.environment["AIRFLOW__API__PORT"])
+        if not is_free("127.0.0.1", port):
+            raise LabError(
+                f"127.0.0.1:{port} is in use by {owner('127.0.0.1', port)}. Stop that, or remove "
+                f"{self.run}/airflow.port for another port, and call make lab again"
+            )
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "lab.standalone", "run"],
@@ -102,13 +108,9 @@ class Airflow:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        started = psutil.Process(process.pid).create_time()
-        self.pid_file.write_text(f"{process.pid} {started}\n")
+        self.pid_file.write_text(f"{process.pid}\n")
         self._wait_healthy(timeout, process)
         return time.monotonic() - begin
-
-    def _forget_old_heartbeats(self) -> None:
-        """Nothing yet: a killed component's last heartbeat counts as healthy for 30 s at most."""
 
     def _wait_healthy(self, timeout: float, process: subprocess.Popen[bytes] | None = None) -> None:
         deadline = time.monotonic() + timeout
@@ -171,7 +173,8 @@ def main() -> int:
     if verb == "run":
         return run()
     try:
-        airflow = Airflow(read_environment(load_settings().run))
+        folder = load_settings().run
+        airflow = Airflow(folder, read_environment(folder))
         login = "admin, password in " + str(airflow.home / "passwords.json")
         if verb == "start":
             seconds = airflow.start()
