@@ -82,10 +82,15 @@ class Supervisor:
         self.wait_down(*names, timeout=timeout)
 
     def kill(self, *names: str) -> None:
-        """Send SIGKILL to these programs, and wait until their processes are gone."""
-        for name in names:
+        """Send SIGKILL to these programs, and wait until those processes are gone; some are started again."""
+        killed = {name: pid for name in names if (pid := self.program(name).pid)}
+        for name in killed:
             self._ignoring(NOT_RUNNING, self.rpc.signalProcess, name, "KILL")
-        self.wait_down(*names, timeout=10)
+        deadline = time.monotonic() + 10
+        while left := [name for name, pid in killed.items() if self.program(name).pid == pid]:
+            if time.monotonic() > deadline:
+                raise LabError(f"{', '.join(left)} did not end within 10 s of SIGKILL")
+            time.sleep(0.05)
 
     def wait_down(self, *names: str, timeout: float) -> None:
         """Wait until none of these programs has a process."""
