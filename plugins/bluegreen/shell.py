@@ -14,6 +14,7 @@ from shlex import quote
 ASIDE = ".bluegreen-aside"
 JOURNAL = ".bluegreen-journal"
 LOCK = ".bluegreen-lock"
+LOG = ".bluegreen-log"
 ORIGINAL = ".bluegreen-original"
 SAVED = ".bluegreen-saved"
 HOLD_FILE = "zz_bluegreen.yml"
@@ -389,3 +390,28 @@ fi
         identifier=system_identifier,
         major=major,
     )
+
+
+def release_aside(path: str, clean: str | None) -> str:
+    """Bring a moved configuration back without the hold, in one step.
+
+    :param clean: its text, or None for the kept original (or, for a folder, without the hold's file).
+    """
+    body = f"""
+if [ -d "$config{ASIDE}" ]; then rm -f -- "$config{ASIDE}/{HOLD_FILE}"
+elif [ -e "$config{ASIDE}" ]; then
+"""
+    if clean is None:
+        body += f'  if [ -e "$config{ORIGINAL}" ]; then cp -p -- "$config{ORIGINAL}" "$config{ASIDE}"; fi\n'
+    else:
+        body += "  " + put_file(f'"$config{ASIDE}"', clean)
+    body += f"""fi
+if [ ! -e "$config" ]; then mv -- "$config{ASIDE}" "$config"; sync -- "$(dirname -- "$config")"; fi
+test ! -e "$config{ASIDE}"
+"""
+    return script(body, config=path)
+
+
+def reload_server(data_dir: str, bin_dir: str) -> str:
+    """Have a running server read its configuration again."""
+    return script('"$bin/pg_ctl" reload -D "$data" >/dev/null\n', data=data_dir, bin=bin_dir)

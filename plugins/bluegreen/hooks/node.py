@@ -226,10 +226,10 @@ class NodeHook:
                     f"the connection {self.cluster.ssh_conn_id!r} cannot be used ({_sentence(error)}); "
                     "expected an SSH connection in Airflow with user, key and port"
                 ) from None
-            if self._ssh.no_host_key_check:
+            if self._ssh.no_host_key_check or self._ssh.allow_host_key_change:
                 raise RefusedError(
                     f"the connection {self.cluster.ssh_conn_id!r} switches host key checking off; expected it on. "
-                    "Remove no_host_key_check, and pin the keys in the registry's ssh_host_keys or in known_hosts"
+                    "Remove no_host_key_check and allow_host_key_change; pin the keys in ssh_host_keys or known_hosts"
                 )
         return self
 
@@ -307,7 +307,7 @@ class NodeHook:
             channel.close()
 
     def _converse(self, channel: paramiko.Channel, script: str, deadline: float, limit: float) -> Result:
-        outgoing = memoryview(script.encode("utf-8", "surrogateescape"))
+        outgoing = script.encode("utf-8", "surrogateescape")
         output, error = io.BytesIO(), io.BytesIO()
         while True:
             if time.monotonic() > deadline:
@@ -357,9 +357,7 @@ class NodeHook:
         if result.status:
             said = " ".join((result.error.strip() or result.output.strip())[-_SHOWN:].split()) or "nothing"
             if "sudo:" in result.error:
-                raise RefusedError(
-                    f"{self.where}: {doing} needs sudo, which said: {said}. See docs/sudoers.example"
-                )
+                raise RefusedError(f"{self.where}: {doing} needs sudo, which said: {said}. See docs/sudoers.example")
             raise FailedForNowError(f"{self.where}: {doing} ended with status {result.status}; it said: {said}")
         return result
 
@@ -376,8 +374,7 @@ class NodeHook:
                 "Somebody put a new one in its place: keep the right one, remove the other"
             )
         files = texts["config"] or texts["aside"]
-        folder = "" in files and files[""] == "folder\n" and len(files) >= 1 and f"{self.config_path}" != ""
-        folder = folder and not files[""].strip().startswith("scope")
+        folder = files.get("") == "folder\n"
         if folder:
             files = {name: text for name, text in files.items() if name}
         where = f"{self.where}: {self.config_path}"

@@ -1,0 +1,93 @@
+"""### Bring the database back to the state before the deployment
+
+**This is an outage of some seconds, and everything committed since the checkpoint is discarded.**
+
+`plan` → `stop_replicas` and `stop_held` → `stop_leader` → `recover` (the point of no return) → `remove_cluster`
+→ `start_leader` → `rejoin` → `close`. A failure before the promotion in `recover` puts the old cluster back into
+service by itself (`put_back`); after it there is only forward: run this DAG again with the same params.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG, Param
+
+from bluegreen import params
+from bluegreen.operators.close import CloseCheckpointOperator, UnlockClusterOperator
+from bluegreen.operators.plan import PlanRollbackOperator
+from bluegreen.operators.put_back import PutBackOperator
+from bluegreen.operators.recover import RecoverToMarkOperator
+from bluegreen.operators.rejoin import RejoinMemberOperator
+from bluegreen.operators.remove import RemoveClusterOperator
+from bluegreen.operators.report import OutcomeOperator, ReportOperator
+from bluegreen.operators.start import StartLeaderOperator
+from bluegreen.operators.stop import StopMembersOperator
+
+with DAG(
+    "bluegreen_rollback",
+    schedule=None,
+    tags=["bluegreen"],
+    doc_md=__doc__,
+    render_template_as_native_obj=True,
+    allowed_run_types=["manual", "operator_triggered"],
+    params={
+        "cluster": params.cluster(),
+        "checkpoint": params.checkpoint(required=True),
+        "confirm": Param(type="string", minLength=1, title="Confirm", description="The cluster's name, typed again."),
+        "reason": Param("", type="string", title="Reason", description="Why; the report carries it."),
+        "rejoin": Param(
+            "auto",
+            enum=["auto", "rewind", "reclone"],
+            title="Rejoin",
+            description="How the other members come back: rewound where that is possible, or cloned afresh.",
+            section="More",
+        ),
+        "hosts_down": Param(
+            [],
+            type="array",
+            items={"type": "string"},
+            title="Hosts down",
+            description="Members whose host is certainly down and cannot come back by itself.",
+            section="More",
+        ),
+        "take_over": Param(
+            False,
+            type="boolean",
+            title="Take over",
+            description="Roll back although the deployment's run is still going on.",
+            section="More",
+        ),
+        "break_lock": params.optional_text("Break lock", "The run whose lock is broken, when that run is dead."),
+    },
+) as dag:
+    plan = PlanRollbackOperator(
+        task_id="plan",
+        checkpoint="{{ params.checkpoint }}",
+        confirm="{{ params.confirm }}",
+        reason="{{ params.reason }}",
+        rejoin="{{ params.rejoin }}",
+        hosts_down="{{ params.hosts_down }}",
+        take_over="{{ params.take_over }}",
+        break_lock="{{ params.break_lock }}",
+    )
+    stop_replicas = StopMembersOperator(task_id="stop_replicas", members=plan.output["replicas"])
+    stop_held = StopMembersOperator(task_id="stop_held", members=plan.output["held"])
+    stop_leader = StopMembersOperator(task_id="stop_leader", members=plan.output["leader"])
+    recover = RecoverToMarkOperator(task_id="recover")
+    remove_cluster = RemoveClusterOperator(task_id="remove_cluster")
+    start_leader = StartLeaderOperator(task_id="start_leader")
+    rejoin = RejoinMemberOperator.partial(task_id="rejoin", how="{{ params.rejoin }}").expand(
+        member=plan.output["others"]
+    )
+    close = CloseCheckpointOperator(task_id="close")
+    put_back = PutBackOperator(task_id="put_back", trigger_rule="one_failed")
+    unlock = UnlockClusterOperator(task_id="unlock", trigger_rule="all_done")
+    report = ReportOperator(
+        task_id="report", operation="rollback", success="rolled_back", first="plan", undoing=("put_back",)
+    )
+    outcome = OutcomeOperator(task_id="outcome", good=("rolled_back",))
+
+    plan >> [stop_replicas, stop_held]
+    stop_replicas >> stop_leader
+    [stop_leader, stop_held] >> recover >> remove_cluster >> start_leader >> rejoin >> close >> unlock
+    [stop_replicas, stop_held, stop_leader, recover] >> put_back >> unlock >> report >> outcome
+    dag.add_result(report.output)

@@ -1,0 +1,325 @@
+"""One cluster as a whole: its topology, nodes and SQL, and the journals and locks on its members."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Self, TypeVar
+
+import httpx
+
+from bluegreen import shell
+from bluegreen.checkpoint import Checkpoint, Owner, lock_order, locks_suffice, newest, parse_journal, parse_owner
+from bluegreen.clusters import Cluster, load_registry
+from bluegreen.exceptions import BluegreenError, FailedForNowError, LockedError, RefusedError, UnreachableError
+from bluegreen.hooks.node import NodeHook, NodeState
+from bluegreen.hooks.patroni import PatroniHook
+from bluegreen.hooks.postgres import MemberSql, cluster_connection
+from bluegreen.topology import Topology
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Survey:
+    """What a look at every member found.
+
+    :param topology: Patroni's view, or None when no Patroni answers.
+    :param states: member to what is on its node.
+    :param problems: member to why its node could not be read.
+    """
+
+    topology: Topology | None
+    states: dict[str, NodeState] = field(default_factory=dict)
+    problems: dict[str, BluegreenError] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+
+    def require(self, members: Iterable[str]) -> None:
+        """Raise the first problem among these members.
+
+        :raises BluegreenError: that problem.
+        """
+        for member in sorted(members):
+            if member in self.problems:
+                raise self.problems[member]
+
+
+class ClusterHook:
+    """Everything that a task needs of one cluster; closes what it opened.
+
+    :param name: the cluster's name in the registry.
+    :raises RegistryError: when the registry does not know it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.cluster: Cluster = load_registry().get(name)
+        self.patroni = PatroniHook(self.cluster)
+        self.nodes: dict[str, NodeHook] = {}
+        self._stack = ExitStack()
+        self._sql: dict[tuple[str, str, int], MemberSql] = {}
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self.patroni)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def node(self, member: str, host: str = "") -> NodeHook:
+        """Return a member's node.
+
+        :param host: its address, where the registry's ``ssh_hosts`` does not give another one.
+        """
+        if member not in self.nodes:
+            address = self.cluster.ssh_hosts.get(member) or host
+            if not address:
+                raise RefusedError(f"no address is known for member {member!r}; name it under ssh_hosts")
+            self.nodes[member] = self._stack.enter_context(NodeHook(self.cluster, member, address).prepare())
+        return self.nodes[member]
+
+    def sql(self, member: str, host: str, port: int) -> MemberSql:
+        """Return a member's PostgreSQL."""
+        key = (member, host, port)
+        if key not in self._sql:
+            connection = cluster_connection(self.cluster)
+            self._sql[key] = self._stack.enter_context(MemberSql(connection, member, host, port))
+        return self._sql[key]
+
+    def sql_of(self, checkpoint: Checkpoint, member: str) -> MemberSql:
+        """Return a member's PostgreSQL by the address in the journal."""
+        address = checkpoint.members[member]
+        return self.sql(member, address.host, address.port)
+
+    def on_each(self, members: Iterable[str], work: Callable[[NodeHook], T]) -> dict[str, T]:
+        """Do the same on several nodes side by side, all to their end.
+
+        :raises BluegreenError: the first problem in order of names, when there was one.
+        """
+        results, problems = self.try_each(members, work)
+        for member in sorted(problems):
+            raise problems[member]
+        return results
+
+    def try_each(
+        self, members: Iterable[str], work: Callable[[NodeHook], T]
+    ) -> tuple[dict[str, T], dict[str, BluegreenError]]:
+        """Do the same on several nodes side by side; return results and problems by member."""
+        results: dict[str, T] = {}
+        problems: dict[str, BluegreenError] = {}
+        names = sorted(set(members))
+        with ThreadPoolExecutor(max_workers=max(len(names), 1)) as pool:
+            futures = {name: pool.submit(work, self.nodes[name]) for name in names}
+        for name, future in futures.items():
+            try:
+                results[name] = future.result()
+            except BluegreenError as error:
+                problems[name] = error
+        return results, problems
+
+    def survey(self, *, patroni_must_answer: bool = False) -> Survey:
+        """Look at every member: Patroni's view, then what is on each node, journals included.
+
+        Without any Patroni the hosts of the registry's ``patroni:`` are where it looks, and the
+        journal found there names the others.
+
+        :raises UnreachableError: when nothing of the cluster can be read.
+        """
+        topology: Topology | None = None
+        try:
+            topology = self.patroni.topology()
+        except UnreachableError as error:
+            if patroni_must_answer:
+                raise
+            log.warning("%s", error)
+        survey = Survey(topology)
+        if topology is not None:
+            for member in topology.members:
+                self.node(member.name, member.host)
+        else:
+            self._nodes_of_registry()
+        self._read(survey, self.nodes)
+        self._find_checkpoint(survey)
+        checkpoint = survey.checkpoint
+        if checkpoint is not None:
+            missing = [name for name in checkpoint.members if name not in self.nodes]
+            for name in missing:
+                self.node(name, checkpoint.members[name].ssh_host)
+            if missing:
+                self._read(survey, missing)
+                self._find_checkpoint(survey)
+        if topology is None and not survey.states:
+            raise UnreachableError(
+                f"nothing of cluster {self.cluster.name!r} can be read, neither Patroni nor a node: "
+                + "; ".join(str(problem) for problem in survey.problems.values())
+            )
+        return survey
+
+    def _nodes_of_registry(self) -> None:
+        by_address = {address: member for member, address in self.cluster.ssh_hosts.items()}
+        for url in self.cluster.patroni:
+            host = httpx.URL(url).host
+            member = by_address.get(host)
+            if member is None and "{member}" in self.cluster.node.patroni_config:
+                raise RefusedError(
+                    f"no Patroni answers, and which member lives on {host} is not known, so node.patroni_config "
+                    "cannot be completed; name the members' addresses under ssh_hosts"
+                )
+            self.node(member or host, host)
+
+    def _read(self, survey: Survey, members: Iterable[str]) -> None:
+        states, problems = self.try_each(members, NodeHook.state)
+        for found, state in states.items():
+            name = state.config.member
+            if name != found:
+                # A node known by its address only; from here on it goes by its member's name.
+                self.nodes[name] = self.nodes.pop(found)
+                self.nodes[name].member = name
+            survey.states[name] = state
+        survey.problems.update(problems)
+
+    def _find_checkpoint(self, survey: Survey) -> None:
+        journals = [
+            parse_journal(state.journal, where=f"{self.nodes[name].where}: {self.nodes[name].config_path}")
+            for name, state in survey.states.items()
+            if state.journal is not None
+        ]
+        survey.checkpoint = newest(journals)
+        if survey.checkpoint is not None and survey.checkpoint.cluster != self.cluster.name:
+            raise RefusedError(
+                f"the members of {self.cluster.name!r} hold the journal of a checkpoint of cluster "
+                f"{survey.checkpoint.cluster!r}; the registry gives one cluster two names. Keep one"
+            )
+
+    def write_journal(self, checkpoint: Checkpoint, *, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
+        """Write the journal beside Patroni's configuration on the members.
+
+        :param needed: members on which it must arrive.
+        :param optional: members on which a failure is only logged; the highest revision is the truth.
+        :raises BluegreenError: when a needed member did not take it.
+        """
+        must = set(needed)
+
+        def put(node: NodeHook) -> None:
+            path = node.config_path + shell.JOURNAL
+            node.done(shell.replace_files({path: checkpoint.to_journal()}), "writing the journal")
+
+        _, problems = self.try_each(must | (set(optional) & set(self.nodes)), put)
+        for member, problem in sorted(problems.items()):
+            if member in must:
+                raise problem
+            log.warning("the journal was not written on %s: %s", member, problem)
+
+    def lock(
+        self,
+        owner: Owner,
+        *,
+        held: str | None,
+        members: Iterable[str],
+        hosts_down: Iterable[str] = (),
+        breaks: str | None = None,
+        is_finished: Callable[[Owner], bool] = lambda _: False,
+    ) -> list[str]:
+        """Take the cluster's lock for a run, or give back what was taken and refuse.
+
+        :param held: the held member; its lock is needed, and a majority of all that are not down.
+        :param breaks: the run whose lock a person breaks.
+        :param is_finished: tells of a lock's run whether Airflow knows that it has ended.
+        :return: warnings.
+        :raises LockedError: when another run holds it; says which, who and since when.
+        """
+        warnings: list[str] = []
+        taken: list[str] = []
+        unread: list[BluegreenError] = []
+        names = list(members)
+        content = owner.model_dump_json()
+        try:
+            for name in lock_order(held, names, hosts_down):
+                node = self.nodes[name]
+                try:
+                    warnings += self._lock_one(node, owner, content, breaks, is_finished)
+                except LockedError:
+                    raise
+                except BluegreenError as error:
+                    unread.append(error)
+                    continue
+                taken.append(name)
+            if not locks_suffice(taken, held, names, hosts_down):
+                raise LockedError(
+                    f"only {len(taken)} of {len(names)} members could be locked; expected the held one and a "
+                    "majority: " + "; ".join(str(error) for error in unread)
+                )
+        except BluegreenError:
+            self.unlock(owner, taken)
+            raise
+        return warnings
+
+    def _lock_one(
+        self,
+        node: NodeHook,
+        owner: Owner,
+        content: str,
+        breaks: str | None,
+        is_finished: Callable[[Owner], bool],
+    ) -> list[str]:
+        warnings: list[str] = []
+        for _ in range(3):
+            found = node.done(shell.take_lock(node.config_path, content), "taking the lock").sections()
+            if "taken" in found:
+                return warnings
+            if "lock" not in found:
+                continue
+            other = parse_owner(found["lock"], where=f"{node.where}: {node.config_path}{shell.LOCK}")
+            if other.is_same_run(owner):
+                return warnings
+            if breaks == other.run_id:
+                warnings.append(f"broke the lock of {other} on {node.member}")
+            elif is_finished(other):
+                warnings.append(f"removed the lock that the finished run {other.run_id} left on {node.member}")
+            else:
+                raise LockedError(
+                    f"{self.cluster.name} is locked by {other} (found on {node.member}); expected nobody. Wait for it"
+                    f", or, when that run is certainly dead, start a rollback with break_lock = {other.run_id}"
+                )
+            node.done(shell.drop_lock(node.config_path, found["lock"]), "removing the lock")
+        raise FailedForNowError(f"{node.where}: the lock changed hands while it was taken")
+
+    def unlock(self, owner: Owner, members: Iterable[str]) -> None:
+        """Give back this run's lock on the members; another run's is left alone."""
+        content = owner.model_dump_json()
+
+        def drop(node: NodeHook) -> None:
+            found = node.done(shell.take_lock(node.config_path, content), "reading the lock").sections()
+            text = found.get("lock", content)
+            if "taken" in found or parse_owner(text, where=node.where).is_same_run(owner):
+                node.done(shell.drop_lock(node.config_path, text), "giving the lock back")
+
+        _, problems = self.try_each(members, drop)
+        for member, problem in sorted(problems.items()):
+            log.warning("the lock on %s was not given back: %s", member, problem)
+
+    def member_states(self, topology: Topology | None) -> dict[str, dict[str, object]]:
+        """Return role, timeline and state of each member, for a report."""
+        members = topology.members if topology else ()
+        return {
+            member.name: {"role": member.role, "timeline": member.timeline, "state": member.state} for member in members
+        }
+
+
+def ssh_host(cluster: Cluster, member: str, host: str) -> str:
+    """Return where SSH finds a member."""
+    return cluster.ssh_hosts.get(member) or host
+
+
+def require_same(found: Mapping[str, str], expected: str, what: str) -> None:
+    """Refuse unless every member has the expected value.
+
+    :raises RefusedError: with the members that differ.
+    """
+    others = {member: value for member, value in found.items() if value != expected}
+    if others:
+        listed = ", ".join(f"{member}: {value}" for member, value in sorted(others.items()))
+        raise RefusedError(f"found as {what}: {listed}; expected {expected} on every member")

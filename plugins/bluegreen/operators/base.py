@@ -1,0 +1,116 @@
+"""What every operator of this project shares: errors that explain themselves, retries, and times.
+
+Source: Airflow's ``BaseOperator`` and ``ExceptionRetryPolicy``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
+
+from bluegreen.checkpoint import Owner
+from bluegreen.exceptions import BluegreenError, RefusedError
+from bluegreen.hooks.cluster import ClusterHook
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+PROBLEM_KEY = "problem"
+DEPLOY_DAG_ID = "bluegreen_deploy"
+CHILD_MARK = "__bluegreen_"
+FINISHED_STATES = frozenset({"success", "failed"})
+
+RETRY_UNLESS_REFUSED = ExceptionRetryPolicy(
+    rules=[RetryRule(exception=RefusedError, action=RetryAction.FAIL, reason="refused as unsafe or wrong")]
+)
+
+
+class BluegreenOperator(BaseOperator):
+    """One verb on one cluster.
+
+    A subclass implements :meth:`act`; its result is a mapping that the report reads, to which
+    ``seconds`` is added. An error of this project is pushed as the XCom ``problem`` before it ends
+    the try, so that the report can give the sentence. What is refused is not retried.
+
+    :param cluster: the cluster's name in the registry (templated).
+    """
+
+    template_fields: Sequence[str] = ("cluster",)
+
+    def __init__(self, *, cluster: str = "{{ params.cluster }}", **kwargs: Any) -> None:
+        kwargs.setdefault("retries", 2)
+        kwargs.setdefault("retry_delay", timedelta(seconds=2))
+        kwargs.setdefault("retry_policy", RETRY_UNLESS_REFUSED)
+        super().__init__(**kwargs)
+        self.cluster = cluster
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the verb and return its result, with the ``seconds`` it took.
+
+        :raises BluegreenError: as the verb does.
+        """
+        started = time.monotonic()
+        try:
+            with ClusterHook(self.cluster) as hook:
+                result = self.act(hook, context)
+        except BluegreenError as error:
+            push_problem(context, error)
+            raise
+        return {**result, "seconds": round(time.monotonic() - started, 3)}
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Look, act once, prove; return what the report shows."""
+        raise NotImplementedError
+
+
+def push_problem(context: Context, error: BluegreenError) -> None:
+    """Leave an error's sentence for the report."""
+    context["ti"].xcom_push(key=PROBLEM_KEY, value={"kind": type(error).__name__, "message": str(error)})
+
+
+def owner_of(context: Context, operation: str) -> Owner:
+    """Return who this run is, as locks and journals name it."""
+    run = context["dag_run"]
+    return Owner(
+        operation=operation,
+        dag_id=run.dag_id,
+        run_id=run.run_id,
+        person=getattr(run, "triggering_user_name", None) or "",
+        since=(run.start_date or datetime.now(UTC)).isoformat(timespec="seconds"),
+    )
+
+
+def is_finished(context: Context, owner: Owner) -> bool:
+    """Tell whether Airflow knows that a run has ended; a run that it does not know is not called ended."""
+    try:
+        state = context["ti"].get_dagrun_state(owner.dag_id, owner.run_id)
+    except Exception:
+        return False
+    return str(state) in FINISHED_STATES
+
+
+def is_running(context: Context, owner: Owner) -> bool:
+    """Tell whether Airflow knows that a run is still going on."""
+    try:
+        state = context["ti"].get_dagrun_state(owner.dag_id, owner.run_id)
+    except Exception:
+        return False
+    return str(state) not in FINISHED_STATES
+
+
+def deployment_of(context: Context) -> Owner | None:
+    """Return the deployment whose task triggered this run, or None.
+
+    A child's run id is its parent's, ``__``, and a suffix; that a task triggered it, and no person, is
+    what Airflow recorded as the run's type.
+    """
+    run = context["dag_run"]
+    parent, marker, _ = run.run_id.partition(CHILD_MARK)
+    if not marker or not str(run.run_type).endswith("operator_triggered"):
+        return None
+    return Owner(operation="deploy", dag_id=DEPLOY_DAG_ID, run_id=parent)

@@ -1,0 +1,255 @@
+"""Plan a rollback: everything that can refuse comes before anything is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bluegreen.checkpoint import Checkpoint, Phase, check_id
+from bluegreen.exceptions import BluegreenError, CheckpointLostError, LockedError, RefusedError, UnreachableError
+from bluegreen.hooks.cluster import ClusterHook, Survey, require_same
+from bluegreen.hooks.node import DataDirectory
+from bluegreen.hooks.proof import look_at_held, prove_wal
+from bluegreen.hooks.standalone import Standalone
+from bluegreen.hooks.stopping import check_host_down
+from bluegreen.operators.base import BluegreenOperator, deployment_of, is_finished, is_running, owner_of
+from bluegreen.operators.rejoin import check_how, why_no_rewind
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+ROLLBACK_FIELDS = ("checkpoint", "confirm", "reason", "rejoin", "hosts_down", "take_over", "break_lock")
+
+
+class PlanRollbackOperator(BluegreenOperator):
+    """Lock the cluster, prove that the rollback would work, and say what it will discard.
+
+    Returns ``checkpoint`` (the record), ``replicas``, ``leader`` and ``held`` (mappings for
+    :class:`StopMembersOperator`), ``others`` (names), ``parts`` (each member's part), ``discarded`` and
+    ``warnings``.
+
+    Example::
+
+        plan = PlanRollbackOperator(
+            task_id="plan", cluster="orders", checkpoint="bg_1", confirm="orders", reason="bad release"
+        )
+
+    :param checkpoint: the id that must be held (templated).
+    :param confirm: the cluster's name again, typed by a person (templated).
+    :param reason: why, for the report (templated).
+    :param rejoin: ``auto``, ``rewind`` or ``reclone`` (templated).
+    :param hosts_down: members that a person declares down and unable to come back (templated).
+    :param take_over: roll back although the deployment's run is still going on (templated).
+    :param break_lock: the run whose lock is broken (templated).
+    :raises RefusedError: with the reason, when the rollback would not work or is not meant.
+    """
+
+    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, *ROLLBACK_FIELDS)
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Any,
+        confirm: Any,
+        reason: Any = "",
+        rejoin: Any = "auto",
+        hosts_down: Any = (),
+        take_over: Any = False,
+        break_lock: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.checkpoint = checkpoint
+        self.confirm = confirm
+        self.reason = reason
+        self.rejoin = rejoin
+        self.hosts_down = hosts_down
+        self.take_over = take_over
+        self.break_lock = break_lock
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Refuse, or write into the journal that a rollback begins."""
+        if self.confirm != hook.cluster.name:
+            raise RefusedError(
+                f"confirm is {str(self.confirm)[:80]!r}; expected the cluster's name typed again: {hook.cluster.name}"
+            )
+        wanted = check_id(str(self.checkpoint or ""))
+        how = check_how(self.rejoin)
+        down = _names(self.hosts_down)
+        survey = hook.survey()
+        checkpoint = survey.checkpoint
+        if checkpoint is None:
+            raise RefusedError(
+                f"{hook.cluster.name} holds no checkpoint (no journal on any member); there is nothing to roll back to"
+            )
+        if checkpoint.id != wanted:
+            raise RefusedError(f"the checkpoint held is {checkpoint.id}, found {wanted!r}; give the one that is held")
+        if checkpoint.phase in {Phase.HOLDING, Phase.RELEASING}:
+            raise CheckpointLostError(
+                f"checkpoint {checkpoint.id} is {checkpoint.phase.value!r}, not held: "
+                + ("it never was finished" if checkpoint.phase is Phase.HOLDING else "its hold is being released")
+                + ", so nothing can be rolled back to. Run bluegreen_resume to clear it away"
+            )
+        _members_down(survey, checkpoint, down)
+        members = sorted(set(checkpoint.members) - down)
+        survey.require(members)
+        self._deployment_is_over(context, checkpoint)
+        warnings = hook.lock(
+            owner_of(context, "rollback"),
+            held=checkpoint.held,
+            members=checkpoint.members,
+            hosts_down=down,
+            breaks=self.break_lock or None,
+            is_finished=lambda other: is_finished(context, other),
+        )
+        data = hook.on_each(members, lambda node: node.data_directory(survey.states[node.member].config))
+        require_same(
+            {
+                name: found.control("Database system identifier")
+                for name, found in data.items()
+                if not (checkpoint.past_no_return and name != checkpoint.held and "controldata" not in found.raw)
+            },
+            checkpoint.system_identifier,
+            "system identifier",
+        )
+        discarded: dict[str, Any] = {}
+        if not checkpoint.past_no_return:
+            warnings += self._would_work(hook, survey, checkpoint, data)
+            discarded, more = _discarded(hook, survey, checkpoint)
+            warnings += more
+        checkpoint = self._begin(hook, survey, checkpoint, down)
+        return self._plan(survey, checkpoint, down, how, data) | {"discarded": discarded, "warnings": warnings}
+
+    def _deployment_is_over(self, context: Context, checkpoint: Checkpoint) -> None:
+        deployment = checkpoint.deployment
+        if deployment is None or self.take_over is True or not is_running(context, deployment):
+            return
+        own = deployment_of(context)
+        if own is None or not own.is_same_run(deployment):
+            raise LockedError(
+                f"checkpoint {checkpoint.id} belongs to {deployment}, which is still running; expected it to have "
+                "ended. Wait for it, or set take_over if its deployment must be cut short"
+            )
+
+    def _would_work(
+        self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, data: dict[str, DataDirectory]
+    ) -> list[str]:
+        """Prove that the mark is unreplayed and its WAL there, wherever a former try stopped."""
+        warnings: list[str] = []
+        if survey.topology is not None and survey.topology.paused:
+            raise RefusedError(
+                "the cluster is in maintenance mode, where stopping Patroni does not stop PostgreSQL; expected it "
+                "off. Run `patronictl resume`, then try again"
+            )
+        node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
+        found = data[checkpoint.held]
+        if Standalone(node, state, checkpoint).branch(found) is not None:
+            return warnings
+        if checkpoint.phase is Phase.HELD:
+            try:
+                look_at_held(hook, checkpoint)
+            except UnreachableError as error:
+                warnings.append(f"the held member's server does not answer ({error}); its WAL is the only proof")
+        prove_wal(node, checkpoint, state.config.data_dir, found)
+        return warnings
+
+    def _begin(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, down: set[str]) -> Checkpoint:
+        if checkpoint.phase not in {Phase.HELD, Phase.STOPPING}:
+            if set(checkpoint.hosts_down) == down:
+                return checkpoint
+            changed = checkpoint.advanced(checkpoint.phase, hosts_down=sorted(down))
+        else:
+            config = checkpoint.dynamic_config
+            if survey.topology is not None:
+                try:
+                    config = hook.patroni.dynamic_config(survey.topology.leader.api_url)
+                except BluegreenError as error:
+                    self.log.warning("the dynamic configuration is the checkpoint's: %s", error)
+            changed = checkpoint.advanced(Phase.STOPPING, hosts_down=sorted(down), dynamic_config=config)
+        hook.write_journal(changed, needed=set(changed.members) - down)
+        return changed
+
+    def _plan(
+        self, survey: Survey, checkpoint: Checkpoint, down: set[str], how: str, data: dict[str, DataDirectory]
+    ) -> dict[str, Any]:
+        leaders = {member.name for member in survey.topology.members if member.is_leader} if survey.topology else set()
+        leaders = (leaders or {checkpoint.leader}) - {checkpoint.held} - down
+        others = [name for name in checkpoint.others if name not in down]
+        over = checkpoint.phase is Phase.TAKEN_OVER
+        done = checkpoint.past_no_return and not survey.states[checkpoint.held].aside
+        parts = {checkpoint.held: "recovers to the mark and becomes the leader"}
+        for name in others:
+            reason = why_no_rewind(data[name], survey.states[name])
+            clone = how == "reclone" or (how == "auto" and reason)
+            parts[name] = f"is cloned afresh ({reason or 'asked for'})" if clone else "is rewound"
+        parts.update({name: "is declared down: rejoins later" for name in down})
+        for name, part in sorted(parts.items()):
+            self.log.info("%s %s", name, part)
+        addresses = {
+            name: {"host": place.host, "port": place.port, "ssh_host": place.ssh_host}
+            for name, place in checkpoint.members.items()
+        }
+        return {
+            "checkpoint": checkpoint.public(),
+            "reason": str(self.reason)[:2000],
+            "rejoin": how,
+            "replicas": {name: addresses[name] for name in others if name not in leaders and not over},
+            "leader": {name: addresses[name] for name in others if name in leaders and not over},
+            "held": {} if done else {checkpoint.held: addresses[checkpoint.held]},
+            "others": others,
+            "parts": parts,
+        }
+
+
+def _names(value: object) -> set[str]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise RefusedError(f"found {str(value)[:80]!r} as hosts_down; expected a list of members' names")
+    return set(value)
+
+
+def _members_down(survey: Survey, checkpoint: Checkpoint, down: set[str]) -> None:
+    if unknown := sorted(down - set(checkpoint.members)):
+        raise RefusedError(
+            f"hosts_down names {', '.join(unknown)}; expected members of the cluster: {', '.join(checkpoint.members)}"
+        )
+    if checkpoint.held in down:
+        raise RefusedError(f"hosts_down names {checkpoint.held}, the held member; expected it to be up")
+    for name in sorted(down):
+        check_host_down(name, checkpoint.members[name], ssh_answers=name in survey.states)
+    unreachable = sorted(name for name in set(survey.problems) - down if name in checkpoint.members)
+    if unreachable:
+        raise RefusedError(
+            f"{', '.join(unreachable)} cannot be reached ({survey.problems[unreachable[0]]}); a member that still runs "
+            "with the discarded data must be stopped. Expected every member reachable, or, where its host is "
+            "certainly down and cannot come back by itself, named in hosts_down"
+        )
+
+
+def _discarded(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
+    """Return what a rollback discards, and who has seen it; a leader that does not answer is said."""
+    if survey.topology is None:
+        return {}, ["no Patroni answers: what the rollback discards could not be counted"]
+    try:
+        leader = survey.topology.leader
+        sql = hook.sql(leader.name, leader.host, leader.port)
+        row = sql.row("discarded", lsn=checkpoint.lsn, xid=checkpoint.xid, taken_at=checkpoint.taken_at)
+        exposure = sql.row("exposure")
+    except BluegreenError as error:
+        return {}, [f"what the rollback discards could not be counted: {error}"]
+    warnings = [
+        f"{exposure[column]} {text}"
+        for column, text in (
+            ("logical_slots", "logical slot(s): their consumers may have seen what is discarded, and lose the slot"),
+            (
+                "prepared_transactions",
+                "prepared transaction(s): those begun after the mark are discarded",
+            ),
+            ("subscriptions", "subscription(s): they receive again what is discarded"),
+        )
+        if exposure[column]
+    ]
+    return {
+        "wal_bytes": int(row["wal_bytes"]),
+        "transactions": int(row["transactions"]),
+        "seconds": round(float(row["seconds"]), 1),
+    }, warnings

@@ -1,0 +1,274 @@
+"""Check everything that a checkpoint, and a rollback to it, will need; nothing is changed but the lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bluegreen.checkpoint import check_label, new_id
+from bluegreen.exceptions import FailedForNowError, RefusedError
+from bluegreen.hooks.cluster import ClusterHook, Survey, require_same
+from bluegreen.hooks.node import DataDirectory, NodeHook
+from bluegreen.hooks.postgres import Row
+from bluegreen.operators.base import BluegreenOperator, is_finished, owner_of
+from bluegreen.recovery.node_config import NodeConfig
+from bluegreen.recovery.versions import ServerVersion
+from bluegreen.topology import Member, Topology, check_standby, choose_standby, failover_candidates
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+NEEDED_PROGRAMS = ("pg_ctl", "pg_controldata", "psql")
+
+
+class CheckpointPreflightOperator(BluegreenOperator):
+    """Lock the cluster and check that a standby can be held, and rolled back to.
+
+    Returns ``checkpoint_id``, ``standby``, ``leader``, ``checks`` (one line each) and ``warnings``.
+
+    Example::
+
+        check = CheckpointPreflightOperator(task_id="check", cluster="orders", checkpoint_label="release 1.2")
+
+    :param checkpoint_label: a text for people, at most 200 printable characters (templated).
+    :param standby: which member to hold; None or empty lets the project choose (templated).
+    :raises RefusedError: with the reason, when a checkpoint would not be safe.
+    """
+
+    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "checkpoint_label", "standby")
+
+    def __init__(self, *, checkpoint_label: Any = "", standby: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.checkpoint_label = checkpoint_label
+        self.standby = standby
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Run the checks in the order in which a person would want to hear of them."""
+        label = check_label(self.checkpoint_label or "")
+        owner = owner_of(context, "checkpoint")
+        checkpoint_id = new_id(context["dag_run"].run_after, owner.run_id)
+        survey = hook.survey(patroni_must_answer=True)
+        if survey.topology is None:
+            raise FailedForNowError("no Patroni answers")
+        checks = _Checks()
+        topology = survey.topology
+        leader = _leader(topology, checks)
+        existing = survey.checkpoint
+        if existing is not None and existing.id != checkpoint_id:
+            raise RefusedError(
+                f"{hook.cluster.name} already holds checkpoint {existing.id} ({existing.phase.value}, label "
+                f"{existing.label!r}, on {existing.held} since {existing.taken_at or existing.taken_by.since}); "
+                "expected none. Run bluegreen_resume or bluegreen_rollback for it first"
+            )
+        checks.passed("no checkpoint is held")
+        standby = _standby(topology, self.standby or None)
+        checks.passed(
+            f"{standby.name} can be held: it streams, on timeline {standby.timeline}, not the only synchronous"
+        )
+        survey.require(member.name for member in topology.members)
+        _nodes(hook, survey, topology, checks)
+        warnings = hook.lock(
+            owner,
+            held=standby.name,
+            members=[member.name for member in topology.members],
+            is_finished=lambda other: is_finished(context, other),
+        )
+        checks.passed("no other run works on this cluster; locked")
+        warnings += self._servers(hook, survey, topology, leader, standby, checks)
+        if not failover_candidates(topology, standby.name):
+            warnings.append(
+                f"no failover candidate is left while {standby.name} is held: if {leader.name} fails, the cluster "
+                "has no leader until a person acts"
+            )
+        return {
+            "checkpoint_id": checkpoint_id,
+            "label": label,
+            "standby": standby.name,
+            "leader": leader.name,
+            "checks": checks.lines,
+            "warnings": warnings,
+        }
+
+    def _servers(
+        self,
+        hook: ClusterHook,
+        survey: Survey,
+        topology: Topology,
+        leader: Member,
+        standby: Member,
+        checks: _Checks,
+    ) -> list[str]:
+        primary = hook.sql(leader.name, leader.host, leader.port)
+        identity = primary.row("identity")
+        version = ServerVersion(int(identity["server_version_num"]))
+        if identity["in_recovery"] is not False:
+            raise FailedForNowError(f"{primary.where}: Patroni calls it the leader, but it is in recovery")
+        data = hook.on_each(
+            [member.name for member in topology.members],
+            lambda node: node.data_directory(survey.states[node.member].config),
+        )
+        identifiers = {name: found.control("Database system identifier") for name, found in data.items()}
+        require_same(identifiers, str(identity["system_identifier"]), "system identifier of the data directories")
+        checks.passed(f"every data directory is of the cluster {identity['system_identifier']} that SQL reports")
+        _programs(data, version, checks)
+        _lag(hook, primary.rows("replication"), standby, checks)
+        _disks(hook, data, [leader.name, standby.name], checks)
+        settings = {row["name"]: row["value"] for row in primary.rows("settings")}
+        warnings = _settings(settings, survey.states[standby.name].config, checks)
+        if not hook.sql(standby.name, standby.host, standby.port).row("identity")["in_recovery"]:
+            raise FailedForNowError(f"{standby.name} says that it is not in recovery; expected a standby")
+        return warnings + _exposure(primary.row("exposure"), primary.rows("replication"), topology)
+
+
+class _Checks:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def passed(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def _leader(topology: Topology, checks: _Checks) -> Member:
+    if topology.paused:
+        raise RefusedError(
+            "the cluster is in maintenance mode, where Patroni does not keep PostgreSQL in order; "
+            "expected it off. Run `patronictl resume`, then try again"
+        )
+    leader = topology.leader
+    if leader.role == "standby_leader":
+        raise RefusedError("this is a standby cluster, whose leader takes no writes; expected a primary cluster")
+    checks.passed(f"one leader, running: {leader.name} on timeline {leader.timeline}")
+    checks.passed("not in maintenance mode")
+    return leader
+
+
+def _standby(topology: Topology, wanted: str | None) -> Member:
+    if wanted is None:
+        return choose_standby(topology)
+    if not isinstance(wanted, str):
+        raise RefusedError(f"found {str(wanted)[:60]!r} as standby; expected a member's name, or nothing")
+    return check_standby(topology, wanted)
+
+
+def _nodes(hook: ClusterHook, survey: Survey, topology: Topology, checks: _Checks) -> None:
+    for name, state in sorted(survey.states.items()):
+        where = f"{hook.nodes[name].where}: {hook.nodes[name].config_path}"
+        if state.aside or state.original is not None or state.saved:
+            raise RefusedError(
+                f"{where}: found files that an earlier rollback left (.bluegreen-*); expected none. "
+                "Finish that rollback, or remove them when the cluster is certainly in order"
+            )
+        if topology.scope and state.config.scope != topology.scope:
+            raise RefusedError(f"{where}: scope is {state.config.scope!r}; expected {topology.scope!r}")
+        if not state.writable:
+            raise RefusedError(
+                f"{where}: its folder cannot be written by {hook.cluster.node.os_user}; expected that it can, "
+                "since hold, journal and lock are files there. Give that user the folder"
+            )
+
+    def status(node: NodeHook) -> None:
+        found = node.service_status()
+        if not found.running:
+            raise RefusedError(
+                f"{node.where}: node.status says that Patroni does not run ({found.text}), but it answers; "
+                "the registry's start, stop and status commands are not those of this node"
+            )
+
+    hook.on_each([member.name for member in topology.members], status)
+    checks.passed("SSH, sudo, Patroni's configuration and its service are reachable on every member")
+
+
+def _programs(data: dict[str, DataDirectory], version: ServerVersion, checks: _Checks) -> None:
+    for name, found in sorted(data.items()):
+        lacking = [program for program in (*NEEDED_PROGRAMS, version.waldump) if program not in found.programs]
+        if lacking:
+            raise RefusedError(
+                f"{name}: {', '.join(lacking)} not found in {found.bin_dir!r}; expected the server's programs there. "
+                "Set postgresql.bin_dir in Patroni's configuration"
+            )
+    checks.passed(f"PostgreSQL {version.major:g} and its programs on every member")
+
+
+def _lag(hook: ClusterHook, replication: list[Row], standby: Member, checks: _Checks) -> None:
+    rows = [row for row in replication if row["application_name"] == standby.name]
+    if len(rows) != 1 or rows[0]["state"] != "streaming":
+        found = ", ".join(str(row["state"]) for row in rows) or "no connection"
+        raise RefusedError(
+            f"{standby.name} does not stream from the leader (found: {found}); expected one streaming connection"
+        )
+    lag = rows[0]["replay_lag_bytes"]
+    if lag is None:
+        raise FailedForNowError(f"the lag of {standby.name} is not known; expected a number of bytes")
+    limit = hook.cluster.limits.lag_bytes
+    if int(lag) > limit:
+        raise RefusedError(
+            f"{standby.name} lags by {int(lag)} bytes, the limit is {limit} (limits.lag_bytes); "
+            "wait until it has caught up"
+        )
+    checks.passed(f"{standby.name} lags by {int(lag)} bytes, within {limit}")
+
+
+def _disks(hook: ClusterHook, data: dict[str, DataDirectory], members: list[str], checks: _Checks) -> None:
+    limit = hook.cluster.limits.disk_free_percent
+    for name in members:
+        for which in ("data", "wal"):
+            device, size, free = data[name].disk(which)
+            percent = 100 * free / size if size else 0.0
+            if percent < limit:
+                raise RefusedError(
+                    f"{name}: {device} ({which} directory) has {percent:.1f} % free, the limit is {limit:g} % "
+                    "(limits.disk_free_percent). A hold lets WAL pile up: make room first"
+                )
+    checks.passed(f"at least {limit:g} % free on the disks of {' and '.join(members)}")
+
+
+def _settings(settings: dict[str, str], standby: NodeConfig, checks: _Checks) -> list[str]:
+    warnings = []
+    if settings.get("wal_level") not in {"replica", "logical", "hot_standby"}:
+        raise RefusedError(f"wal_level is {settings.get('wal_level')!r}; expected replica or logical")
+    checks.passed(f"wal_level is {settings['wal_level']}")
+    if "on" in (settings.get("data_checksums"), settings.get("wal_log_hints")):
+        checks.passed("pg_rewind will be possible (data checksums or wal_log_hints)")
+    else:
+        checks.passed("pg_rewind will not be possible")
+        warnings.append(
+            "neither data checksums nor wal_log_hints are on: after a rollback the other members are cloned afresh, "
+            "which takes as long as a copy of the data"
+        )
+    kept = settings.get("max_slot_wal_keep_size", "-1")
+    if kept not in {"-1", ""}:
+        warnings.append(
+            f"max_slot_wal_keep_size is {kept}: the slot of {standby.member} can be lost when more WAL is kept back"
+        )
+    if not settings.get("unix_socket_directories"):
+        raise RefusedError(
+            "unix_socket_directories is empty or hidden from this role; expected a folder, since the recovered server "
+            "is first opened over its local socket only. Apply include/sql/grants.sql, or set the parameter"
+        )
+    return warnings
+
+
+def _exposure(row: Row, replication: list[Row], topology: Topology) -> list[str]:
+    warnings = []
+    counted = {
+        "unlogged_tables": "unlogged table(s): a rollback leaves them empty",
+        "logical_slots": "logical slot(s): their consumers will have seen what a rollback discards, and lose the slot",
+        "subscriptions": "subscription(s): after a rollback they receive again what was discarded",
+        "prepared_transactions": "prepared transaction(s): they come back as they were at the mark",
+    }
+    for column, text in counted.items():
+        if row[column] is None:
+            warnings.append(f"{column} could not be counted")
+        elif int(row[column]):
+            warnings.append(f"{row[column]} {text}")
+    names = {member.name for member in topology.members}
+    strangers = sorted({str(line["application_name"]) for line in replication} - names)
+    if strangers:
+        warnings.append(
+            f"also reading WAL from the leader, and not a member: {', '.join(strangers)} (a standby cluster, a backup, "
+            "a subscriber); after a rollback it holds a history that is gone"
+        )
+    cascading = sorted(member.name for member in topology.members if member.tags.get("replicatefrom"))
+    if cascading:
+        warnings.append(f"cascading replica(s): {', '.join(cascading)}")
+    return warnings

@@ -1,0 +1,88 @@
+"""Put the old cluster back into service after a rollback that failed before the promotion."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bluegreen import shell
+from bluegreen.checkpoint import Phase
+from bluegreen.exceptions import FailedForNowError, RefusedError
+from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.leadership import start_patroni
+from bluegreen.hooks.node import NodeHook
+from bluegreen.hooks.proof import prove_held
+from bluegreen.hooks.standalone import Standalone
+from bluegreen.hooks.waiting import wait_until
+from bluegreen.operators.base import BluegreenOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+SERVICE_SECONDS = 90
+
+
+class PutBackOperator(BluegreenOperator):
+    """Undo what a failed rollback has done, if the held member was not promoted yet.
+
+    The standby's signal file and settings go back, the hold stays in place, the members'
+    configurations come back, the old leader starts first. The checkpoint still lives. After the
+    promotion nothing is undone: there is only forward.
+
+    Example::
+
+        put_back = PutBackOperator(task_id="put_back", cluster="orders", trigger_rule="one_failed")
+
+    :raises FailedForNowError: when the old cluster did not come back in time.
+    """
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Look where the rollback stopped; undo, start, prove."""
+        survey = hook.survey()
+        checkpoint = survey.checkpoint
+        if checkpoint is None:
+            raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing is put back")
+        if checkpoint.past_no_return:
+            return {"put_back": False, "checkpoint": checkpoint.public()}
+        if checkpoint.phase is Phase.HELD and not any(state.aside for state in survey.states.values()):
+            return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
+        down = set(checkpoint.hosts_down)
+        survey.require(set(checkpoint.members) - down)
+        node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
+        held = Standalone(node, state, checkpoint)
+        if held.branch(node.data_directory(state.config)) is not None:
+            raise RefusedError(
+                f"{node.where} is already promoted at the mark, so nothing is put back; there is only forward: "
+                "run bluegreen_rollback again"
+            )
+        if state.saved:
+            held.close_again()
+
+        def back(other: NodeHook) -> None:
+            other.done(shell.bring_back(other.config_path), "bringing Patroni's configuration back")
+
+        others = [name for name in checkpoint.others if name not in down]
+        hook.on_each([*others, checkpoint.held], back)
+        leader = survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
+        first = leader if leader in others else (others[0] if others else checkpoint.held)
+        hook.on_each([first], start_patroni)
+        hook.on_each([name for name in others if name != first], start_patroni)
+        hook.on_each([checkpoint.held], start_patroni)
+        wait_until(partial(_in_service, hook, checkpoint.held), seconds=SERVICE_SECONDS, every_seconds=0.5)
+        wait_until(partial(prove_held, hook, checkpoint), seconds=SERVICE_SECONDS, every_seconds=1)
+        checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
+        hook.write_journal(checkpoint, needed=set(checkpoint.members) - down)
+        return {"put_back": True, "checkpoint": checkpoint.public()}
+
+
+def _has_leader(topology: Any) -> bool:
+    return sum(member.is_leader for member in topology.members) == 1
+
+
+def _in_service(hook: ClusterHook, held: str) -> None:
+    leader = hook.patroni.topology().leader
+    if leader.name == held:
+        raise RefusedError(f"{held}, the held member, has become the leader; expected one of the others")
+    row = hook.sql(leader.name, leader.host, leader.port).row("identity")
+    if row["in_recovery"] is not False:
+        raise FailedForNowError(f"{leader.name} is called the leader but is in recovery")

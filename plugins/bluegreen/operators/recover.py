@@ -1,0 +1,96 @@
+"""Recover the held member alone to the mark, promote it there, and prove it: the point of no return."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bluegreen.checkpoint import Checkpoint, Phase
+from bluegreen.exceptions import FailedForNowError, RefusedError
+from bluegreen.hooks.cluster import ClusterHook, Survey
+from bluegreen.hooks.node import DataDirectory, NodeHook
+from bluegreen.hooks.proof import prove_identity, prove_wal
+from bluegreen.hooks.standalone import Standalone
+from bluegreen.hooks.stopping import check_down, check_host_down
+from bluegreen.operators.base import BluegreenOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class RecoverToMarkOperator(BluegreenOperator):
+    """Recover the held member to the recorded XID, outside Patroni and shut to the world.
+
+    Every other member is proven down first; the timeline histories of all are seeded, so that the new
+    timeline gets a number that nobody has used; ``pg_hba.conf`` lets in only the data directory's owner
+    over the local socket, and nothing is archived. The promotion is proven by the last line of the new
+    timeline's history, ``after transaction XID``; only then is the server opened (H3, H5, H9, H12).
+
+    Example::
+
+        recover = RecoverToMarkOperator(task_id="recover", cluster="orders")
+
+    :raises RefusedError: when a member is not down, or the files are not as expected; nothing was promoted.
+    :raises FailedForNowError: when recovery did not reach the mark.
+    """
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Look how far an earlier try came, and do what is missing."""
+        survey = hook.survey()
+        checkpoint = survey.checkpoint
+        if checkpoint is None:
+            raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing to recover to")
+        survey.require({checkpoint.held, *checkpoint.others} - set(checkpoint.hosts_down))
+        node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
+        held = Standalone(node, state, checkpoint)
+        if checkpoint.phase is Phase.TAKEN_OVER:
+            return {"branch_line": checkpoint.branch_line, "timeline": checkpoint.new_timeline}
+        if not state.aside:
+            raise RefusedError(
+                f"{node.where}: {node.config_path} is in place, so Patroni could start; expected it moved aside. "
+                "Stop the member first"
+            )
+        histories = self._others_down(hook, survey, checkpoint)
+        found = node.data_directory(state.config)
+        prove_identity(found, checkpoint, node.where)
+        branch = held.branch(found)
+        if branch is None:
+            if checkpoint.past_no_return:
+                raise RefusedError(f"{node.where}: the journal says promoted, but no history line proves it")
+            if not found.server_processes:
+                prove_wal(node, checkpoint, state.config.data_dir, found)
+                if checkpoint.phase is not Phase.RECOVERING:
+                    checkpoint = checkpoint.advanced(Phase.RECOVERING)
+                    needed = {*checkpoint.members} - set(checkpoint.hosts_down)
+                    hook.write_journal(checkpoint, needed=needed)
+                held.prepare(found, histories)
+            held.start(found)
+        branch = held.wait_promoted(found)
+        timeline, line = branch
+        if not checkpoint.past_no_return:
+            if checkpoint.phase is not Phase.RECOVERING:
+                checkpoint = checkpoint.advanced(Phase.RECOVERING)
+            checkpoint = checkpoint.advanced(Phase.PROMOTED, branch_line=line.line, new_timeline=timeline)
+            hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
+        held.open()
+        self.log.info("promoted at the mark, timeline %s: %s", timeline, line.line)
+        return {"branch_line": line.line, "timeline": timeline}
+
+    def _others_down(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> dict[str, str]:
+        """Prove every other member down and return all their history files."""
+        down = set(checkpoint.hosts_down)
+        for name in sorted(down):
+            address = checkpoint.members[name]
+            check_host_down(name, address, ssh_answers=name in survey.states)
+
+        def look(node: NodeHook) -> DataDirectory:
+            address = checkpoint.members[node.member]
+            state = survey.states[node.member]
+            if not state.aside:
+                raise FailedForNowError(
+                    f"{node.where}: {node.config_path} is in place, so Patroni could start there; "
+                    "expected it moved aside"
+                )
+            return check_down(node, state, address.host, address.port)
+
+        found = hook.on_each([name for name in checkpoint.others if name not in down], look)
+        return {name: text for member in found.values() for name, text in member.histories.items()}

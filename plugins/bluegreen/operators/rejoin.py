@@ -1,0 +1,188 @@
+"""Bring another member back into the cluster: rewind it, or have Patroni clone it afresh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from bluegreen import shell
+from bluegreen.checkpoint import Checkpoint, Phase
+from bluegreen.exceptions import BluegreenError, FailedForNowError, OutcomeUnknownError, RefusedError
+from bluegreen.hooks.cluster import ClusterHook, Survey
+from bluegreen.hooks.leadership import check_leader, prove_history, prove_write, start_patroni
+from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
+from bluegreen.hooks.proof import prove_identity
+from bluegreen.hooks.stopping import check_down, stop_member
+from bluegreen.hooks.waiting import wait_until
+from bluegreen.operators.base import BluegreenOperator
+from bluegreen.recovery.versions import ServerVersion
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+HOWS = ("auto", "rewind", "reclone")
+STREAMING_SECONDS = 60
+REWIND_SECONDS = 1800
+CLONE_SECONDS = 6 * 3600
+
+
+class RejoinMemberOperator(BluegreenOperator):
+    """Rewind one member to the new leader, or empty its data directory and let Patroni clone it.
+
+    Before a data directory is emptied it is proven to be one of this cluster, and the new leader to
+    lead, to have the proven history and to take writes. Rejoined means: it streams from the leader, on
+    its timeline, with the same history text and system identifier.
+
+    Example::
+
+        rejoin = RejoinMemberOperator(task_id="rejoin", cluster="orders", member="n1", how="rewind")
+
+    :param member: the member's name (templated).
+    :param how: ``auto`` (rewind where it is possible, else clone), ``rewind`` or ``reclone`` (templated).
+    :raises RefusedError: when a data directory is not proven to be this cluster's.
+    :raises FailedForNowError: when the member did not come to stream in time.
+    """
+
+    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "member", "how")
+
+    def __init__(self, *, member: str, how: str = "auto", **kwargs: Any) -> None:
+        kwargs.setdefault("execution_timeout", timedelta(seconds=CLONE_SECONDS + 3600))
+        super().__init__(**kwargs)
+        self.member = member
+        self.how = how
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Look whether it is back already; choose; rewind or clone; prove."""
+        how = check_how(self.how)
+        survey = hook.survey()
+        checkpoint = survey.checkpoint
+        if checkpoint is None or checkpoint.phase is not Phase.TAKEN_OVER:
+            raise RefusedError(f"{hook.cluster.name} has no rollback whose takeover is proven; nothing rejoins before")
+        survey.require([self.member, checkpoint.held])
+        node, state = hook.nodes[self.member], survey.states[self.member]
+        if not state.aside:
+            try:
+                return self._back(hook, checkpoint, survey, "already back", seconds=20)
+            except FailedForNowError as error:
+                self.log.info("%s is started but not back: %s", self.member, error)
+        leader_state = survey.states[checkpoint.held]
+        wait_until(lambda: check_leader(hook, checkpoint), seconds=30)
+        prove_history(hook.nodes[checkpoint.held], leader_state, checkpoint)
+        address = checkpoint.members[self.member]
+        stop_member(node, address.host, address.port)
+        found = check_down(node, state, address.host, address.port)
+        reason = why_no_rewind(found, state)
+        if how == "rewind" and reason:
+            raise RefusedError(f"{node.where}: cannot be rewound: {reason}. Use rejoin = reclone")
+        if how != "reclone" and not reason:
+            try:
+                self._rewind(node, state, checkpoint, found)
+                node.done(shell.bring_back(node.config_path), "bringing Patroni's configuration back")
+                start_patroni(node)
+                return self._back(hook, checkpoint, survey, "rewind", seconds=STREAMING_SECONDS)
+            except (FailedForNowError, OutcomeUnknownError) as error:
+                if how == "rewind":
+                    raise
+                reason = f"rewinding did not bring it back ({error})"
+                self.log.warning("%s: %s. Cloning it afresh", self.member, reason)
+                stop_member(node, address.host, address.port)
+        warnings = self._reclone(hook, node, state, checkpoint)
+        back = self._back(hook, checkpoint, survey, "reclone", seconds=CLONE_SECONDS)
+        return {**back, "reason": reason or "asked for", "warnings": warnings}
+
+    def _rewind(self, node: NodeHook, state: NodeState, checkpoint: Checkpoint, found: DataDirectory) -> None:
+        prove_identity(found, checkpoint, node.where)
+        leader = checkpoint.members[checkpoint.held]
+        source = f"host={leader.host} port={leader.port} dbname=postgres connect_timeout=5 application_name=bluegreen"
+        result = node.done(
+            shell.rewind(
+                state.config.data_dir,
+                found.bin_dir,
+                source=source,
+                login=state.config.rewind_login(),
+                seconds=REWIND_SECONDS,
+            ),
+            "pg_rewind",
+            timeout_seconds=REWIND_SECONDS + 10,
+        )
+        self.log.info("%s: %s", self.member, " ".join(result.output.split())[-300:])
+
+    def _reclone(self, hook: ClusterHook, node: NodeHook, state: NodeState, checkpoint: Checkpoint) -> list[str]:
+        wait_until(lambda: check_leader(hook, checkpoint), seconds=30)
+        prove_write(hook, checkpoint)
+        address = checkpoint.members[self.member]
+        found = check_down(node, state, address.host, address.port)
+        warnings = []
+        if found.wal_link and not state.config.clones_with_waldir:
+            warnings.append(
+                f"{self.member}: its WAL directory was a link to {found.wal_link}; Patroni clones it into the data "
+                "directory, since its configuration has no `basebackup: waldir`"
+            )
+        version = ServerVersion(checkpoint.server_version_num)
+        node.done(
+            shell.empty_data_directory(
+                state.config.data_dir,
+                system_identifier=checkpoint.system_identifier,
+                bin_dir=found.bin_dir,
+                major=f"{version.major:g}",
+            ),
+            "emptying the data directory",
+            timeout_seconds=1800,
+        )
+        node.done(shell.bring_back(node.config_path), "bringing Patroni's configuration back")
+        start_patroni(node)
+        return warnings
+
+    def _back(
+        self, hook: ClusterHook, checkpoint: Checkpoint, survey: Survey, by: str, *, seconds: float
+    ) -> dict[str, Any]:
+        node, state = hook.nodes[self.member], survey.states[self.member]
+        wait_until(lambda: check_streaming(hook, checkpoint, self.member), seconds=seconds, every_seconds=0.2)
+        wait_until(lambda: prove_history(node, state, checkpoint), seconds=20)
+        prove_identity(node.data_directory(state.config), checkpoint, node.where)
+        self.log.info("%s is back: %s", self.member, by)
+        return {"member": self.member, "rejoined_by": by}
+
+
+def check_how(value: object) -> str:
+    """Return how to rejoin, if it is one of the three.
+
+    :raises RefusedError: otherwise.
+    """
+    if value not in HOWS:
+        raise RefusedError(f"found {str(value)[:40]!r} as rejoin; expected one of {', '.join(HOWS)}")
+    return str(value)
+
+
+def why_no_rewind(found: DataDirectory, state: NodeState) -> str:
+    """Return why ``pg_rewind`` is not possible on a stopped member, or an empty text."""
+    if "pg_rewind" not in found.programs:
+        return f"no pg_rewind in {found.bin_dir!r}"
+    try:
+        checksums = found.control("Data page checksum version") not in {"", "0"}
+        hints = found.control("wal_log_hints setting") == "on"
+    except BluegreenError as error:
+        return str(error)
+    if not checksums and not hints:
+        return "neither data checksums nor wal_log_hints are on"
+    if not state.config.rewind_login():
+        return "its Patroni configuration names no user for it"
+    return ""
+
+
+def check_streaming(hook: ClusterHook, checkpoint: Checkpoint, member: str) -> None:
+    """Look whether a member streams from the leader on its timeline, as both sides say.
+
+    :raises FailedForNowError: while it does not.
+    """
+    found = hook.patroni.topology().member(member)
+    if found.is_leader or not found.is_running or found.timeline != checkpoint.new_timeline:
+        raise FailedForNowError(
+            f"{member} is {found.role} ({found.state}) on timeline {found.timeline}; expected a replica that streams "
+            f"on {checkpoint.new_timeline}"
+        )
+    rows = hook.sql_of(checkpoint, checkpoint.held).rows("replication")
+    states = [row["state"] for row in rows if row["application_name"] == member]
+    if states != ["streaming"]:
+        raise FailedForNowError(f"the leader's pg_stat_replication shows {member} as {states}; expected it to stream")

@@ -1,0 +1,160 @@
+"""Let a held standby go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bluegreen import shell
+from bluegreen.checkpoint import Checkpoint, Phase, check_id
+from bluegreen.exceptions import LockedError, RefusedError
+from bluegreen.hooks.cluster import ClusterHook, Survey
+from bluegreen.hooks.hold import check_released, clean_text, require_in_place
+from bluegreen.hooks.journals import remove_journals
+from bluegreen.hooks.waiting import wait_until
+from bluegreen.operators.base import BluegreenOperator, deployment_of, is_finished, is_running, owner_of
+from bluegreen.recovery.versions import HoldMechanism
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+TAKES_EFFECT_SECONDS = 40
+RELEASABLE = frozenset({Phase.HOLDING, Phase.HELD, Phase.RELEASING})
+
+
+class PlanResumeOperator(BluegreenOperator):
+    """Lock the cluster and check that its checkpoint may be released.
+
+    Returns ``checkpoint`` (the record) and ``warnings``.
+
+    Example::
+
+        check = PlanResumeOperator(task_id="check", cluster="orders", checkpoint=None)
+
+    :param checkpoint: the id that must be held, or None for whichever is (templated).
+    :raises RefusedError: when there is none, it is another one, or a rollback has begun.
+    """
+
+    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "checkpoint")
+
+    def __init__(self, *, checkpoint: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.checkpoint = checkpoint
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Find the checkpoint, refuse or lock."""
+        survey = hook.survey(patroni_must_answer=True)
+        checkpoint = find(hook, survey, self.checkpoint)
+        deployment = checkpoint.deployment
+        own = deployment_of(context)
+        if deployment and is_running(context, deployment) and not (own and own.is_same_run(deployment)):
+            raise LockedError(
+                f"checkpoint {checkpoint.id} belongs to {deployment}, which is still running; expected it to have "
+                "ended. Wait for it: it resumes or rolls back by itself"
+            )
+        warnings = hook.lock(
+            owner_of(context, "resume"),
+            held=checkpoint.held,
+            members=checkpoint.members,
+            is_finished=lambda other: is_finished(context, other),
+        )
+        return {"checkpoint": checkpoint.public(), "held": checkpoint.held, "warnings": warnings}
+
+
+class ReleaseStandbyOperator(BluegreenOperator):
+    """Take the hold out of the standby's Patroni configuration, and read back that it is gone.
+
+    The configuration goes back byte for byte if nobody edited it since; otherwise only the hold's own
+    keys are taken out, and a warning says so.
+
+    Example::
+
+        release = ReleaseStandbyOperator(task_id="release", cluster="orders")
+
+    :raises RefusedError: when nothing is held, or a rollback has begun.
+    :raises FailedForNowError: when the release did not take effect in time.
+    """
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Write the journal, put the configuration back, reload, read back."""
+        survey = hook.survey(patroni_must_answer=True)
+        checkpoint = find(hook, survey, None)
+        return {
+            "checkpoint": checkpoint.public(),
+            "held": checkpoint.held,
+            "warnings": release(hook, survey, checkpoint),
+        }
+
+
+class UndoCheckpointOperator(BluegreenOperator):
+    """Let the standby go on after this run's own checkpoint failed, and remove its journal.
+
+    Another run's checkpoint is left alone.
+
+    Example::
+
+        undo = UndoCheckpointOperator(task_id="undo", cluster="orders", trigger_rule="one_failed")
+
+    :raises FailedForNowError: when the release did not take effect in time.
+    """
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Release and remove, if there is something of this run."""
+        survey = hook.survey(patroni_must_answer=True)
+        checkpoint = survey.checkpoint
+        if checkpoint is None or not checkpoint.taken_by.is_same_run(owner_of(context, "checkpoint")):
+            return {"released": False, "warnings": []}
+        warnings = release(hook, survey, find(hook, survey, None))
+        remove_journals(hook, checkpoint, set(checkpoint.members))
+        return {"released": True, "warnings": warnings}
+
+
+def find(hook: ClusterHook, survey: Survey, wanted: object) -> Checkpoint:
+    """Return the checkpoint that is held and may be released.
+
+    :raises RefusedError: when there is none, another one, or a rollback has begun.
+    """
+    checkpoint = survey.checkpoint
+    if checkpoint is None:
+        raise RefusedError(f"{hook.cluster.name} holds no checkpoint (no journal on any member); nothing to resume")
+    if wanted and check_id(str(wanted)) != checkpoint.id:
+        raise RefusedError(f"the checkpoint held is {checkpoint.id}, found {wanted!r}; give the one that is held")
+    if checkpoint.phase not in RELEASABLE:
+        raise RefusedError(
+            f"a rollback to checkpoint {checkpoint.id} has begun ({checkpoint.phase.value}); it cannot be resumed. "
+            "Finish it: run bluegreen_rollback again"
+        )
+    return checkpoint
+
+
+def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[str]:
+    """Release a hold and return warnings.
+
+    :raises FailedForNowError: when it did not take effect in time.
+    """
+    survey.require([checkpoint.held])
+    node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
+    require_in_place(node, state)
+    if checkpoint.phase is not Phase.RELEASING:
+        checkpoint = checkpoint.advanced(Phase.RELEASING)
+        hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
+    warnings: list[str] = []
+    if checkpoint.hold is not None:
+        clean, warning = clean_text(node, state, checkpoint.hold)
+        if state.folder:
+            node.done(
+                shell.remove_files(f"{node.config_path}/{shell.HOLD_FILE}"), "removing the hold's configuration file"
+            )
+        elif clean is None:
+            node.done(shell.restore_original(node.config_path), "putting Patroni's configuration back")
+        else:
+            warnings.append(warning)
+            node.done(shell.replace_files({node.config_path: clean}), "taking the hold out of Patroni's configuration")
+            node.done(shell.remove_files(node.config_path + shell.ORIGINAL), "removing the kept original")
+        address = checkpoint.members[checkpoint.held]
+        hook.patroni.reload(address.api_url)
+        if checkpoint.hold.mechanism is HoldMechanism.REPLAY_PAUSE:
+            hook.sql_of(checkpoint, checkpoint.held).rows("resume_replay")
+        wait_until(partial(check_released, hook, checkpoint), seconds=TAKES_EFFECT_SECONDS)
+    return warnings

@@ -1,0 +1,75 @@
+"""Remove the cluster from the DCS, so that the recovered member can found it anew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bluegreen import shell
+from bluegreen.checkpoint import Phase
+from bluegreen.exceptions import FailedForNowError, RefusedError
+from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.node import NodeHook
+from bluegreen.operators.base import BluegreenOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+UNINITIALIZED = "(uninitialized)"
+PATRONICTL_SECONDS = 60
+
+
+class RemoveClusterOperator(BluegreenOperator):
+    """Run ``patronictl remove`` on the held member, and read the DCS back (hazard H4).
+
+    Only after the promotion at the mark is proven, and only while no Patroni runs: a living leader
+    would write its keys again within a second.
+
+    Example::
+
+        remove = RemoveClusterOperator(task_id="remove_cluster", cluster="orders")
+
+    :raises RefusedError: when the held member is not promoted, or a member's configuration is in place.
+    :raises FailedForNowError: when the DCS still holds the cluster afterwards.
+    """
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Prove that nobody lives, remove, read back."""
+        survey = hook.survey()
+        checkpoint = survey.checkpoint
+        if checkpoint is None or not checkpoint.past_no_return:
+            raise RefusedError(
+                f"{hook.cluster.name} has no checkpoint whose promotion is proven; the cluster is not removed before"
+            )
+        if checkpoint.phase is Phase.TAKEN_OVER:
+            return {"removed": False}
+        if survey.topology is not None:
+            raise FailedForNowError(f"a Patroni still answers ({survey.topology.names}); expected none to run")
+        members = set(checkpoint.members) - set(checkpoint.hosts_down)
+        survey.require(members)
+
+        def dead(node: NodeHook) -> None:
+            status = node.service_status()
+            if status.running:
+                raise FailedForNowError(f"{node.where}: Patroni runs ({status.text}); expected it stopped")
+
+        held = hook.nodes[checkpoint.held]
+        if not survey.states[checkpoint.held].aside:
+            # A former try came as far as the start of Patroni there.
+            return {"removed": False}
+        hook.on_each(members, dead)
+        config = held.config_path + shell.ASIDE
+        result = held.run(
+            shell.remove_cluster(held.commands.patronictl, config, checkpoint.scope),
+            timeout_seconds=PATRONICTL_SECONDS,
+        )
+        after = held.done(
+            shell.list_cluster(held.commands.patronictl, config, checkpoint.scope),
+            "patronictl list",
+            timeout_seconds=PATRONICTL_SECONDS,
+        )
+        if UNINITIALIZED not in after.output:
+            said = " ".join((result.error + " " + result.output).split())[-300:]
+            raise FailedForNowError(
+                f"the DCS still holds {checkpoint.scope!r} after patronictl remove on {held.where}; it said: {said}"
+            )
+        return {"removed": True}

@@ -1,0 +1,248 @@
+"""The end of every run: one JSON object that says what happened, and a leaf that fails when it must."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from bluegreen.exceptions import BluegreenError, FailedForNowError
+from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.operators.base import PROBLEM_KEY
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+GOOD_RESULTS = frozenset({"held", "resumed", "rolled_back", "deployed"})
+REFUSALS = frozenset({"RefusedError", "RegistryError", "CheckpointLostError", "LockedError"})
+_FAILED_STATES = frozenset({"failed", "upstream_failed"})
+
+
+class ReportOperator(BaseOperator):
+    """Gather what the run's tasks left into one report; it always runs, and is the run's result.
+
+    Example::
+
+        report = ReportOperator(
+            task_id="report", operation="resume", success="resumed", first="check", trigger_rule="all_done"
+        )
+
+    :param operation: ``checkpoint``, ``deploy``, ``resume`` or ``rollback``.
+    :param success: the result when every needed task succeeded.
+    :param first: the task that refuses before anything has changed.
+    :param needed: the tasks that must have succeeded; by default all upstream ones that are not ``undoing``.
+    :param undoing: tasks that run only after a failure, such as ``put_back``.
+    :param cluster: the cluster's name in the registry (templated).
+    """
+
+    template_fields = ("cluster",)
+
+    def __init__(
+        self,
+        *,
+        operation: str,
+        success: str,
+        first: str,
+        undoing: tuple[str, ...] = (),
+        cluster: str = "{{ params.cluster }}",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("trigger_rule", "all_done")
+        kwargs.setdefault("retries", 3)
+        kwargs.setdefault("retry_delay", timedelta(seconds=2))
+        super().__init__(**kwargs)
+        self.operation = operation
+        self.success = success
+        self.first = first
+        self.undoing = undoing
+        self.cluster = cluster
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Return the report."""
+        gathered = Gathered(context, sorted(self.get_flat_relative_ids(upstream=True)))
+        failed = gathered.failed(self.undoing)
+        report: dict[str, Any] = {
+            "cluster": self.cluster,
+            "operation": self.operation,
+            "result": self._result(gathered, failed),
+            "message": "",
+            "checkpoint": gathered.last("checkpoint"),
+            "members": self._members(gathered),
+            "seconds": gathered.seconds(),
+            "warnings": gathered.warnings(),
+            "requested_by": getattr(context["dag_run"], "triggering_user_name", None) or "",
+        }
+        for key in ("checks", "discarded", "reason", "parts", "branch_line", "deployment"):
+            value = gathered.last(key)
+            if value is not None:
+                report[key] = value
+        report["message"] = self.message(report, gathered, failed)
+        self.log.info("%s: %s", report["result"], report["message"])
+        return report
+
+    def _result(self, gathered: Gathered, failed: list[str]) -> str:
+        if not failed:
+            return self.success
+        problem = gathered.problems.get(self.first)
+        return "refused" if problem and problem["kind"] in REFUSALS else "failed"
+
+    def message(self, report: Mapping[str, Any], gathered: Gathered, failed: list[str]) -> str:
+        """Return one sentence or two: what happened, in which state the cluster is, what to do."""
+        if not failed:
+            return _success(self.operation, report)
+        sentences = [gathered.why(failed)]
+        if report["result"] == "refused":
+            sentences.append("Nothing was changed.")
+        elif self.operation == "rollback":
+            sentences.append(_after_failed_rollback(gathered))
+        elif self.operation == "checkpoint":
+            sentences.append(
+                "The hold was released again; there is no checkpoint, so do not deploy."
+                if gathered.states.get("undo") == "success"
+                else "There is no proven checkpoint, so do not deploy. A hold may be left: run bluegreen_resume."
+            )
+        elif self.operation == "resume":
+            sentences.append("The standby may still be held or catching up. Run bluegreen_resume again.")
+        return " ".join(sentences)
+
+    def _members(self, gathered: Gathered) -> dict[str, Any]:
+        try:
+            with ClusterHook(self.cluster) as hook:
+                members = hook.member_states(hook.patroni.topology())
+        except BluegreenError as error:
+            self.log.warning("the members are not known: %s", error)
+            members = {}
+        for value in gathered.values("rejoined_by"):
+            members.setdefault(value["member"], {})["rejoined_by"] = value["rejoined_by"]
+        return members
+
+
+class OutcomeOperator(BaseOperator):
+    """The run's leaf: it fails unless the report's result is one of those that are good.
+
+    Example::
+
+        outcome = OutcomeOperator(task_id="outcome", good=("held",), report="report")
+
+    :param good: the results with which the run succeeds.
+    :param report: the task whose report is read.
+    :raises FailedForNowError: otherwise, with the report's message.
+    """
+
+    def __init__(self, *, good: tuple[str, ...], report: str = "report", **kwargs: Any) -> None:
+        kwargs.setdefault("trigger_rule", "all_done")
+        kwargs.setdefault("retries", 0)
+        super().__init__(**kwargs)
+        self.good = good
+        self.report = report
+
+    def execute(self, context: Context) -> str:
+        """Return the result, or fail with the report's sentence."""
+        report = context["ti"].xcom_pull(task_ids=self.report)
+        if not isinstance(report, dict):
+            raise FailedForNowError("there is no report; look at the log of the task `report`")
+        if report["result"] not in self.good:
+            raise FailedForNowError(f"{report['result']}: {report['message']}")
+        return str(report["result"])
+
+
+class Gathered:
+    """What the upstream tasks of a run left: states, results and problems.
+
+    :param task_ids: the tasks, in any order.
+    """
+
+    def __init__(self, context: Context, task_ids: list[str]) -> None:
+        ti = context["ti"]
+        states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
+        self.states: dict[str, str] = {name: str(state) for name, state in states.items()}
+        self.results: dict[str, list[dict[str, Any]]] = {}
+        self.problems: dict[str, dict[str, str]] = {}
+        self.task_ids = task_ids
+        for name in task_ids:
+            self.results[name] = [value for value in _all(ti, name, "return_value") if isinstance(value, dict)]
+            if self._any_state(name, _FAILED_STATES):
+                for problem in _all(ti, name, PROBLEM_KEY):
+                    self.problems[name] = problem
+
+    def _any_state(self, name: str, wanted: frozenset[str]) -> bool:
+        mapped = [state for key, state in self.states.items() if key == name or key.rpartition("_")[0] == name]
+        return any(state in wanted for state in mapped)
+
+    def failed(self, undoing: tuple[str, ...]) -> list[str]:
+        """Return the tasks that failed, or never ran because one before them did."""
+        return [name for name in self.task_ids if name not in undoing and self._any_state(name, _FAILED_STATES)]
+
+    def why(self, failed: list[str]) -> str:
+        """Return the first failure's sentence."""
+        for name in failed:
+            if name in self.problems:
+                return f"{self.problems[name]['message'].rstrip('.')}."
+        died = [name for name in failed if self._any_state(name, frozenset({"failed"}))]
+        return f"The task {', '.join(died) or failed[0]} ended without a sentence; its log has the reason."
+
+    def values(self, key: str) -> list[dict[str, Any]]:
+        """Return every result that has a key."""
+        return [result for results in self.results.values() for result in results if key in result]
+
+    def last(self, key: str) -> Any:
+        """Return a key's value from the task that ran last; for checkpoints, the highest revision."""
+        found = [result[key] for result in self.values(key) if result[key] is not None]
+        if key == "checkpoint":
+            return max(found, key=lambda record: record.get("revision", 0), default=None)
+        return found[-1] if found else None
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each task; of a mapped one, its longest."""
+        return {
+            name: max(result.get("seconds", 0.0) for result in results)
+            for name, results in self.results.items()
+            if results and any("seconds" in result for result in results)
+        }
+
+    def warnings(self) -> list[str]:
+        """Return all warnings, each once."""
+        found = [line for result in self.values("warnings") for line in result["warnings"]]
+        return list(dict.fromkeys(found))
+
+
+def _all(ti: Any, task_id: str, key: str) -> list[Any]:
+    """Return a key's values of a task, mapped or not."""
+    found = ti.xcom_pull(task_ids=task_id, key=key)
+    values = found if isinstance(found, list | tuple) else [found]
+    return [value for value in values if value is not None]
+
+
+def _success(operation: str, report: Mapping[str, Any]) -> str:
+    record = report.get("checkpoint") or {}
+    what = f"checkpoint {record.get('id')}"
+    if operation == "checkpoint":
+        return (
+            f"{record.get('held')} is held before transaction {record.get('xid')} ({record.get('lsn')}, timeline "
+            f"{record.get('timeline')}): {what}, until {record.get('expires_at')}."
+        )
+    if operation == "resume":
+        return f"{record.get('held')} goes on and has caught up; {what} is closed."
+    return (
+        f"{record.get('held')} is the leader, with the state before transaction {record.get('xid')}; proven by "
+        f"{report.get('branch_line')!r}. Now take a backup, look at the WAL archive, and tell the consumers of "
+        "logical slots."
+    )
+
+
+def _after_failed_rollback(gathered: Gathered) -> str:
+    put_back = [result for result in gathered.results.get("put_back", []) if "put_back" in result]
+    if put_back and put_back[-1]["put_back"]:
+        return "The old cluster was put back into service, with the deployment in it; the checkpoint is still held."
+    if put_back and put_back[-1].get("untouched"):
+        return "The old cluster was not touched; the checkpoint is still held."
+    record = gathered.last("checkpoint") or {}
+    if record.get("phase") in {"promoted", "taken_over"} or put_back:
+        return (
+            f"{record.get('held')} is promoted at the mark: there is only forward, and nothing was deleted. Mend what "
+            "the sentence names, then run bluegreen_rollback again with the same params; it goes on where this one "
+            "stopped."
+        )
+    return "Nothing is known of the state in which it stopped. Look at the members, then run bluegreen_rollback again."

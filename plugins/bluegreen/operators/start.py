@@ -1,0 +1,82 @@
+"""Start Patroni on the recovered member and prove that it has taken over."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bluegreen import shell
+from bluegreen.checkpoint import Checkpoint, Phase
+from bluegreen.exceptions import RefusedError
+from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.hold import clean_text
+from bluegreen.hooks.leadership import check_leader, prove_history, prove_write, start_patroni
+from bluegreen.hooks.node import NodeHook, NodeState
+from bluegreen.hooks.waiting import wait_until
+from bluegreen.operators.base import BluegreenOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+LEADER_SECONDS = 120
+
+
+class StartLeaderOperator(BluegreenOperator):
+    """Start Patroni on the held member, without the hold, and prove the takeover (hazards H10 and H13).
+
+    Proven means: the leader is the held member, its history has the line proven before, and a write
+    commits. ``/config`` is put back as it was.
+
+    Example::
+
+        start = StartLeaderOperator(task_id="start_leader", cluster="orders")
+
+    :raises RefusedError: when the promotion is not proven.
+    :raises FailedForNowError: when the member did not become leader in time.
+    """
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Bring the configuration back, start, wait for the leader, write."""
+        survey = hook.survey()
+        checkpoint = survey.checkpoint
+        if checkpoint is None or not checkpoint.past_no_return:
+            raise RefusedError(f"{hook.cluster.name} has no checkpoint whose promotion is proven; nothing is started")
+        survey.require([checkpoint.held])
+        node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
+        warnings: list[str] = []
+        if checkpoint.phase is Phase.PROMOTED:
+            if state.aside:
+                warnings = self._bring_back(node, state, checkpoint)
+            start_patroni(node)
+        wait_until(partial(check_leader, hook, checkpoint), seconds=LEADER_SECONDS, every_seconds=0.1)
+        prove_history(node, state, checkpoint)
+        write = wait_until(partial(prove_write, hook, checkpoint), seconds=30, every_seconds=0.1)
+        warnings += self._same_config(hook, checkpoint)
+        if checkpoint.phase is Phase.PROMOTED:
+            checkpoint = checkpoint.advanced(Phase.TAKEN_OVER)
+            hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
+        return {"leader": checkpoint.held, "first_write": write, "warnings": warnings}
+
+    def _bring_back(self, node: NodeHook, state: NodeState, checkpoint: Checkpoint) -> list[str]:
+        if checkpoint.hold is None:
+            raise RefusedError(f"the journal of checkpoint {checkpoint.id} has no hold in it")
+        clean, warning = clean_text(node, state, checkpoint.hold)
+        # Patroni writes /config from this file after the removal; a stale one could carry "pause" (H10).
+        cached = f"{state.config.data_dir}/patroni.dynamic.json"
+        node.done(
+            shell.replace_files({cached: json.dumps(checkpoint.dynamic_config)}), "writing the dynamic configuration"
+        )
+        node.done(shell.release_aside(node.config_path, clean), "bringing Patroni's configuration back")
+        return [warning] if warning else []
+
+    def _same_config(self, hook: ClusterHook, checkpoint: Checkpoint) -> list[str]:
+        api_url = checkpoint.members[checkpoint.held].api_url
+        found = wait_until(lambda: hook.patroni.dynamic_config(api_url), seconds=30)
+        if found == checkpoint.dynamic_config:
+            return []
+        hook.patroni.replace_dynamic_config(api_url, checkpoint.dynamic_config)
+        changed = sorted(
+            key for key in {*found, *checkpoint.dynamic_config} if found.get(key) != checkpoint.dynamic_config.get(key)
+        )
+        return [f"Patroni's dynamic configuration had other values for {', '.join(changed)}; they were put back"]
