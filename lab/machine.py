@@ -62,10 +62,11 @@ def check_addresses(settings: Settings) -> None:
     if not taken:
         return
     owners = {owner(host, port) for host, port in taken}
+    other = "127.0.8" if settings.net == "127.0.7" else "127.0.7"
     places = ", ".join(f"{host}:{port}" for host, port in taken)
     raise LabError(
         f"{places} in use by {' and '.join(sorted(owners))}. "
-        f"Stop that first, or take other addresses, for example: LAB_NET=127.0.7 make lab"
+        f"Stop that first, or take other addresses, for example: LAB_NET={other} make lab"
     )
 
 
