@@ -213,10 +213,17 @@ class Lab:
         return time.monotonic() - start
 
     def wait_leader(self, timeout: float = 60) -> str:
-        """Wait until a member answers as the leader; return its name."""
+        """Wait until a member answers as the leader; return its name.
+
+        Raises:
+            LabError: there is none in time, or Patroni does not run anywhere.
+        """
         deadline = time.monotonic() + timeout
         while not (found := self.leader()):
-            if time.monotonic() > deadline:
-                raise LabError(f"No leader after {timeout:.0f} s; logs are in {self.info['directory']}/log")
+            programs = self.supervisor.programs()
+            running = any(programs[f"patroni-{name}"].is_up for name in self.nodes)
+            if not running or time.monotonic() > deadline:
+                why = f"No leader after {timeout:.0f} s" if running else "Patroni ended on every member"
+                raise LabError(f"{why}; its logs are {self.info['directory']}/log/patroni-*.log")
             time.sleep(0.1)
         return found

@@ -68,7 +68,6 @@ def _start(settings: Settings, supervisor: Supervisor, say: Say) -> None:
     if ended := end_leftovers(settings):
         say(f"Ended {ended} processes that a dead lab had left behind")
     check_addresses(settings)
-    first = not (settings.directory / "snapshots" / FRESH).exists()
     settings.save()
     if not (settings.venv / "installed").exists():
         say("Installing Patroni and the process manager")
@@ -80,12 +79,15 @@ def _start(settings: Settings, supervisor: Supervisor, say: Say) -> None:
     lab = Lab.load(settings.run)
     if not any(node.data_dir.exists() for node in settings.nodes):
         say(f"Creating a cluster of {settings.size} on PostgreSQL {settings.server_version}")
-        start_members(settings, supervisor, lab, prepare=lambda leader: _create_roles(lab, leader))
-    else:
-        start_members(settings, supervisor, lab)
+    start_members(settings, supervisor, lab)
+    _finish(settings, lab, say)
+
+
+def _finish(settings: Settings, lab: Lab, say: Say) -> None:
+    """What follows once Patroni runs everywhere: roles, grants, and on the first day a copy."""
     lab.wait_healthy(90)
     _apply_grants(settings, lab)
-    if first:
+    if not (settings.directory / "snapshots" / FRESH).exists():
         say("Keeping a copy of this state, for `make lab-reset`")
         snapshot(settings, FRESH)
 
@@ -97,19 +99,14 @@ def _repair(settings: Settings, supervisor: Supervisor, say: Say) -> None:
     stopped = [one.name for one in supervisor.programs().values() if not one.is_up]
     if not stopped and not lab.trouble():
         say("The lab is already running, and healthy")
-        _apply_grants(settings, lab)
-        return
     if stopped:
         say(f"Starting {', '.join(stopped)}")
         supervisor.start(*[name for name in stopped if not name.startswith("patroni-")])
         start_members(settings, supervisor, lab)
-    lab.wait_healthy(90)
-    _apply_grants(settings, lab)
+    _finish(settings, lab, say)
 
 
-def start_members(
-    settings: Settings, supervisor: Supervisor, lab: Lab, prepare: Callable[[str], None] = lambda leader: None
-) -> None:
+def start_members(settings: Settings, supervisor: Supervisor, lab: Lab) -> None:
     """Start Patroni everywhere: first where the newest data is, so that nobody has to rewind."""
     _wait_etcd(settings)
     up = {name for name, program in supervisor.programs().items() if program.is_up}
@@ -117,7 +114,7 @@ def start_members(
     if not any(node.program in up for node in order):
         supervisor.start(order[0].program)
         # a leader that was killed still owns the key until its ttl ends
-        prepare(lab.wait_leader(60))
+        lab.wait_leader(60)
     supervisor.start(*(node.program for node in order))
 
 
@@ -172,6 +169,8 @@ def _create_roles(lab: Lab, leader: str) -> None:
     """The database `app`, its owner `release`, and `bluegreen`, the role that this project logs in as."""
     users = lab.info["users"]
     with lab.connect(leader, "postgres") as connection:
+        if connection.execute("select 1 from pg_database where datname = 'app'").fetchone():
+            return
         for role in ("release", "bluegreen"):
             create = sql.SQL("create role {} login password {}")
             connection.execute(create.format(sql.Identifier(role), sql.Literal(users[role])))
@@ -182,6 +181,7 @@ def _create_roles(lab: Lab, leader: str) -> None:
 def _apply_grants(settings: Settings, lab: Lab) -> None:
     """What bluegreen needs on the servers; applied again at every start, so that a change arrives."""
     leader = lab.wait_leader(30)
+    _create_roles(lab, leader)
     member = lab.nodes[leader]
     if GRANTS.exists():
         text = GRANTS.read_text()
