@@ -13,7 +13,7 @@ from airflow.sdk import DAG, Param
 
 from bluegreen import params
 from bluegreen.operators.close import CloseCheckpointOperator, UnlockClusterOperator
-from bluegreen.operators.plan import PlanRollbackOperator
+from bluegreen.operators.plan import ListMembersOperator, PlanRollbackOperator
 from bluegreen.operators.put_back import PutBackOperator
 from bluegreen.operators.recover import RecoverToMarkOperator
 from bluegreen.operators.rejoin import RejoinMemberOperator
@@ -75,9 +75,8 @@ with DAG(
     recover = RecoverToMarkOperator(task_id="recover")
     remove_cluster = RemoveClusterOperator(task_id="remove_cluster")
     start_leader = StartLeaderOperator(task_id="start_leader")
-    rejoin = RejoinMemberOperator.partial(task_id="rejoin", how="{{ params.rejoin }}").expand(
-        member=plan.output["others"]
-    )
+    others = ListMembersOperator(task_id="others", members=plan.output["others"])
+    rejoin = RejoinMemberOperator.partial(task_id="rejoin", how="{{ params.rejoin }}").expand(member=others.output)
     close = CloseCheckpointOperator(task_id="close")
     put_back = PutBackOperator(task_id="put_back", trigger_rule="one_failed")
     unlock = UnlockClusterOperator(task_id="unlock", trigger_rule="all_done")

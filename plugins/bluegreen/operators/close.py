@@ -42,7 +42,7 @@ class CloseCheckpointOperator(BluegreenOperator):
             return {"closed": False, "members": hook.member_states(survey.topology)}
         if checkpoint.phase not in {Phase.RELEASING, Phase.TAKEN_OVER}:
             raise RefusedError(
-                f"checkpoint {checkpoint.id} is {checkpoint.phase.value!r}; expected a resume or a rollback to have ended"
+                f"checkpoint {checkpoint.id} is {checkpoint.phase.value!r}; expected resume or rollback to have ended"
             )
         down = set(checkpoint.hosts_down)
         members = sorted(set(checkpoint.members) - down)

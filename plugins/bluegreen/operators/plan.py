@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import BaseOperator
+
 from bluegreen.checkpoint import Checkpoint, Phase, check_id
 from bluegreen.exceptions import BluegreenError, CheckpointLostError, LockedError, RefusedError, UnreachableError
 from bluegreen.hooks.cluster import ClusterHook, Survey, require_same
@@ -58,7 +60,7 @@ class PlanRollbackOperator(BluegreenOperator):
         break_lock: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(multiple_outputs=True, **kwargs)
         self.checkpoint = checkpoint
         self.confirm = confirm
         self.reason = reason
@@ -201,9 +203,30 @@ class PlanRollbackOperator(BluegreenOperator):
         }
 
 
+class ListMembersOperator(BaseOperator):
+    """Return the names of some members as a list of their own, since only a task's whole result can be mapped over.
+
+    Example::
+
+        others = ListMembersOperator(task_id="others", members=plan.output["others"])
+
+    :param members: the names (templated).
+    """
+
+    template_fields: Sequence[str] = ("members",)
+
+    def __init__(self, *, members: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.members = members
+
+    def execute(self, context: Context) -> list[str]:
+        """Return them."""
+        return sorted(_names(self.members))
+
+
 def _names(value: object) -> set[str]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise RefusedError(f"found {str(value)[:80]!r} as hosts_down; expected a list of members' names")
+        raise RefusedError(f"found {str(value)[:80]!r} ; expected a list of members' names")
     return set(value)
 
 

@@ -38,7 +38,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
     template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "checkpoint_label", "standby")
 
     def __init__(self, *, checkpoint_label: Any = "", standby: Any = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(multiple_outputs=True, **kwargs)
         self.checkpoint_label = checkpoint_label
         self.standby = standby
 

@@ -43,7 +43,7 @@ class RecoverToMarkOperator(BluegreenOperator):
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         held = Standalone(node, state, checkpoint)
         if checkpoint.phase is Phase.TAKEN_OVER:
-            return {"branch_line": checkpoint.branch_line, "timeline": checkpoint.new_timeline}
+            return {"branch_line": checkpoint.branch_line, "checkpoint": checkpoint.public()}
         if not state.aside:
             raise RefusedError(
                 f"{node.where}: {node.config_path} is in place, so Patroni could start; expected it moved aside. "
@@ -73,7 +73,7 @@ class RecoverToMarkOperator(BluegreenOperator):
             hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
         held.open()
         self.log.info("promoted at the mark, timeline %s: %s", timeline, line.line)
-        return {"branch_line": line.line, "timeline": timeline}
+        return {"branch_line": line.line, "checkpoint": checkpoint.public()}
 
     def _others_down(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> dict[str, str]:
         """Prove every other member down and return all their history files."""

@@ -176,7 +176,10 @@ def check_streaming(hook: ClusterHook, checkpoint: Checkpoint, member: str) -> N
 
     :raises FailedForNowError: while it does not.
     """
-    found = hook.patroni.topology().member(member)
+    topology = hook.patroni.topology()
+    found = next((known for known in topology.members if known.name == member), None)
+    if found is None:
+        raise FailedForNowError(f"{member} is not in the cluster yet; its members are {topology.names}")
     if found.is_leader or not found.is_running or found.timeline != checkpoint.new_timeline:
         raise FailedForNowError(
             f"{member} is {found.role} ({found.state}) on timeline {found.timeline}; expected a replica that streams "

@@ -56,7 +56,7 @@ class StartLeaderOperator(BluegreenOperator):
         if checkpoint.phase is Phase.PROMOTED:
             checkpoint = checkpoint.advanced(Phase.TAKEN_OVER)
             hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
-        return {"leader": checkpoint.held, "first_write": write, "warnings": warnings}
+        return {"checkpoint": checkpoint.public(), "first_write": write, "warnings": warnings}
 
     def _bring_back(self, node: NodeHook, state: NodeState, checkpoint: Checkpoint) -> list[str]:
         if checkpoint.hold is None:

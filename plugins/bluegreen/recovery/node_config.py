@@ -180,8 +180,8 @@ def hold_settings(
 
 
 def display_settings(tags: Mapping[str, str]) -> dict[tuple[str, ...], Any]:
-    """Return the keys of the display tags; every value is quoted, else a date stops Patroni's loop (H15)."""
-    return {("tags", DISPLAY_PREFIX + name): DoubleQuotedScalarString(value) for name, value in tags.items()}
+    """Return the keys of the display tags."""
+    return {("tags", DISPLAY_PREFIX + name): value for name, value in tags.items()}
 
 
 def edit(text: str, settings: Mapping[tuple[str, ...], Any], *, where: str) -> str:
@@ -198,8 +198,9 @@ def edit(text: str, settings: Mapping[tuple[str, ...], Any], *, where: str) -> s
         document = round_trip.load(text) if text.strip() else {}
         wanted = copy.deepcopy(before)
         for path, value in settings.items():
-            _set(document, path, value)
-            _set(wanted, path, str(value) if isinstance(value, str) else value)
+            # Always quoted: a plain off, no or date is another value in YAML 1.1, which Patroni reads (H15).
+            _set(document, path, DoubleQuotedScalarString(value) if isinstance(value, str) else value)
+            _set(wanted, path, value)
         out = io.StringIO()
         round_trip.dump(document, out)
         after = yaml.safe_load(out.getvalue())

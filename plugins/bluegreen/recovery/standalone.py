@@ -49,7 +49,8 @@ def recovery_settings(*, xid: int, version: ServerVersion, restore_command: str)
         settings = {name: value for name, value in settings.items() if value}
         settings["standby_mode"] = "off"
         return settings
-    return settings | dict.fromkeys(_OTHER_TARGETS, "") | archive_shut(version)
+    # In this order: an empty target that the server reads after the XID fails as "multiple recovery targets".
+    return dict.fromkeys(_OTHER_TARGETS, "") | settings | archive_shut(version)
 
 
 def archive_shut(version: ServerVersion) -> dict[str, str]:
