@@ -28,7 +28,7 @@ with DAG(
     },
 ) as dag:
     check = CheckpointPreflightOperator(
-        task_id="check", checkpoint_label="{{ params.label }}", standby="{{ params.standby or '' }}"
+        task_id="check", checkpoint_label=dag.param("label"), standby=dag.param("standby")
     )
     hold = HoldStandbyOperator(
         task_id="hold",

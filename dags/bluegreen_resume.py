@@ -21,7 +21,7 @@ with DAG(
     doc_md=__doc__,
     params={"cluster": params.cluster(), "checkpoint": params.checkpoint(required=False)},
 ) as dag:
-    check = PlanResumeOperator(task_id="check", checkpoint="{{ params.checkpoint or '' }}")
+    check = PlanResumeOperator(task_id="check", checkpoint=dag.param("checkpoint"))
     release = ReleaseStandbyOperator(task_id="release")
     caught_up = LagSensor(task_id="caught_up", held_must_replay=True)
     close = CloseCheckpointOperator(task_id="close")

@@ -27,7 +27,6 @@ with DAG(
     schedule=None,
     tags=["bluegreen"],
     doc_md=__doc__,
-    render_template_as_native_obj=True,
     allowed_run_types=["manual", "operator_triggered"],
     params={
         "cluster": params.cluster(),
@@ -61,13 +60,10 @@ with DAG(
 ) as dag:
     plan = PlanRollbackOperator(
         task_id="plan",
-        checkpoint="{{ params.checkpoint }}",
-        confirm="{{ params.confirm }}",
-        reason="{{ params.reason }}",
-        rejoin="{{ params.rejoin }}",
-        hosts_down="{{ params.hosts_down }}",
-        take_over="{{ params.take_over }}",
-        break_lock="{{ params.break_lock }}",
+        **{
+            name: dag.param(name)
+            for name in ("checkpoint", "confirm", "reason", "rejoin", "hosts_down", "take_over", "break_lock")
+        },
     )
     stop_replicas = StopMembersOperator(task_id="stop_replicas", members=plan.output["replicas"])
     stop_held = StopMembersOperator(task_id="stop_held", members=plan.output["held"])
@@ -76,7 +72,7 @@ with DAG(
     remove_cluster = RemoveClusterOperator(task_id="remove_cluster")
     start_leader = StartLeaderOperator(task_id="start_leader")
     others = ListMembersOperator(task_id="others", members=plan.output["others"])
-    rejoin = RejoinMemberOperator.partial(task_id="rejoin", how="{{ params.rejoin }}").expand(member=others.output)
+    rejoin = RejoinMemberOperator.partial(task_id="rejoin", how=dag.param("rejoin")).expand(member=others.output)
     close = CloseCheckpointOperator(task_id="close")
     put_back = PutBackOperator(task_id="put_back", trigger_rule="one_failed")
     unlock = UnlockClusterOperator(task_id="unlock", trigger_rule="all_done")

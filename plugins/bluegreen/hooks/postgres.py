@@ -43,9 +43,20 @@ class MemberSql:
 
     :param connection: the cluster's connection; its host and port are replaced.
     :param member: name, for an error's sentence.
+    :param statement_timeout_ms: the longest that one statement may take; 0 is without limit.
+    :param read_only: whether transactions are read-only.
     """
 
-    def __init__(self, connection: Connection, member: str, host: str, port: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        member: str,
+        host: str,
+        port: int,
+        *,
+        statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
+        read_only: bool = False,
+    ) -> None:
         self.member = member
         self.host = host
         self.port = port
@@ -55,7 +66,8 @@ class MemberSql:
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+            "options": f"-c statement_timeout={statement_timeout_ms}"
+            + (" -c default_transaction_read_only=on" if read_only else ""),
         } | connection.extra_dejson
         target = Connection(
             conn_id=connection.conn_id,

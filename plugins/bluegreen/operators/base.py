@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 PROBLEM_KEY = "problem"
+CHILD_REPORT_KEY = "child_report"
 DEPLOY_DAG_ID = "bluegreen_deploy"
 CHILD_MARK = "__bluegreen_"
 FINISHED_STATES = frozenset({"success", "failed"})

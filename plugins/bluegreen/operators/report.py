@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator
 
 from bluegreen.exceptions import BluegreenError, FailedForNowError
 from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.operators.base import PROBLEM_KEY
+from bluegreen.operators.base import CHILD_REPORT_KEY, PROBLEM_KEY
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -119,6 +119,47 @@ class ReportOperator(BaseOperator):
         return members
 
 
+class DeployReportOperator(ReportOperator):
+    """The deployment's report, with what its children reported.
+
+    Example::
+
+        report = DeployReportOperator(task_id="report", children=("held", "resumed", "rolled_back"))
+
+    :param children: the tasks whose result is a child's report, in order.
+    """
+
+    def __init__(self, *, children: tuple[str, ...] = ("held", "resumed", "rolled_back"), **kwargs: Any) -> None:
+        super().__init__(operation="deploy", success="deployed", first="plan", **kwargs)
+        self.children = children
+
+    def _result(self, gathered: Gathered, failed: list[str]) -> str:
+        held, resumed, rolled_back = self.children
+        if gathered.states.get(rolled_back) == "success":
+            return "rolled_back"
+        if gathered.states.get(resumed) == "success":
+            return "deployed"
+        if gathered.problems.get(self.first, {}).get("kind") in REFUSALS:
+            return "refused"
+        child = gathered.child_report(held)
+        return "refused" if child.get("result") == "refused" else "failed"
+
+    def message(self, report: Mapping[str, Any], gathered: Gathered, failed: list[str]) -> str:
+        """Return why, and what the child that ended it said."""
+        held, resumed, rolled_back = self.children
+        if report["result"] == "deployed":
+            return f"The deployment succeeded. {gathered.child_report(resumed).get('message', '')}"
+        early = [name for name in failed if name not in (resumed, rolled_back, "resume", "roll_back")]
+        why = gathered.why(early) if early else "A person, or the time-out for an answer, decided so."
+        if report["result"] == "rolled_back":
+            return f"The deployment was rolled back. {why} {gathered.child_report(rolled_back).get('message', '')}"
+        if gathered.states.get(held) != "success":
+            return f"Nothing was deployed. {why}"
+        last = [name for name in failed if name in (resumed, rolled_back)]
+        ending = gathered.why(last) if last else "Neither resume nor rollback has ended."
+        return f"The deployment ran, and what follows it did not end well. {why if early else ''} {ending}".strip()
+
+
 class OutcomeOperator(BaseOperator):
     """The run's leaf: it fails unless the report's result is one of those that are good.
 
@@ -160,16 +201,23 @@ class Gathered:
         self.states: dict[str, str] = {name: str(state) for name, state in states.items()}
         self.results: dict[str, list[dict[str, Any]]] = {}
         self.problems: dict[str, dict[str, str]] = {}
+        self.child_reports: dict[str, list[dict[str, Any]]] = {}
         self.task_ids = task_ids
         for name in task_ids:
             self.results[name] = [value for value in _all(ti, name, "return_value") if isinstance(value, dict)]
             if self._any_state(name, _FAILED_STATES):
                 for problem in _all(ti, name, PROBLEM_KEY):
                     self.problems[name] = problem
+                self.child_reports[name] = _all(ti, name, CHILD_REPORT_KEY)
 
     def _any_state(self, name: str, wanted: frozenset[str]) -> bool:
         mapped = [state for key, state in self.states.items() if key == name or key.rpartition("_")[0] == name]
         return any(state in wanted for state in mapped)
+
+    def child_report(self, name: str) -> dict[str, Any]:
+        """Return the report of the child that a task waited for, also of one that failed."""
+        found = [*self.results.get(name, []), *self.child_reports.get(name, [])]
+        return found[-1] if found else {}
 
     def failed(self, undoing: tuple[str, ...]) -> list[str]:
         """Return the tasks that failed, or never ran because one before them did."""
@@ -196,11 +244,16 @@ class Gathered:
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each task; of a mapped one, its longest."""
-        return {
-            name: max(result.get("seconds", 0.0) for result in results)
-            for name, results in self.results.items()
-            if results and any("seconds" in result for result in results)
-        }
+        seconds: dict[str, float] = {}
+        for name, results in self.results.items():
+            for result in results:
+                taken = result.get("seconds")
+                if isinstance(taken, dict):
+                    # A child's report: its phases, by the child's name.
+                    seconds |= {f"{result['operation']}.{phase}": value for phase, value in taken.items()}
+                elif taken is not None:
+                    seconds[name] = max(seconds.get(name, 0.0), taken)
+        return seconds
 
     def warnings(self) -> list[str]:
         """Return all warnings, each once."""

@@ -1,0 +1,55 @@
+"""Trigger another DAG's run exactly once, and find it again after a worker died.
+
+Source: Airflow's ``TriggerDagRunOperator``: with a run id of its own a second trigger of the same run
+is noticed; a retry then skips, and the sensor goes on to wait for the run that exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+
+from bluegreen.operators.base import CHILD_MARK
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+CHILD_RUN_KEY = "child_run_id"
+
+
+class TriggerChildOperator(TriggerDagRunOperator):
+    """Trigger a run of one of this project's DAGs as this run's child.
+
+    The child's run id is this run's, with the operation and this run's clear number, so that a retry
+    finds the same child and a cleared parent gets a new one.
+
+    Example::
+
+        take = TriggerChildOperator(task_id="take_checkpoint", operation="checkpoint", conf={"cluster": "orders"})
+
+    :param operation: ``checkpoint``, ``resume`` or ``rollback``.
+    :param conf: the child's params (templated).
+    """
+
+    template_fields: Sequence[str] = ("conf",)
+
+    def __init__(self, *, operation: str, **kwargs: Any) -> None:
+        kwargs.setdefault("retries", 5)
+        super().__init__(
+            trigger_dag_id=f"bluegreen_{operation}",
+            skip_when_already_exists=True,
+            wait_for_completion=False,
+            openlineage_inject_parent_info=False,
+            logical_date=None,
+            **kwargs,
+        )
+        self.operation = operation
+
+    def execute(self, context: Context) -> None:
+        """Leave the child's run id for the sensor, then trigger."""
+        run = context["dag_run"]
+        self.trigger_run_id = f"{run.run_id}{CHILD_MARK}{self.operation}__{run.clear_number or 0}"
+        context["ti"].xcom_push(key=CHILD_RUN_KEY, value=self.trigger_run_id)
+        super().execute(context)

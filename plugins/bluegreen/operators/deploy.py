@@ -1,0 +1,256 @@
+"""Run a deployment on the primary, and the checks that say whether it worked."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlparse
+from airflow.providers.standard.hooks.subprocess import SubprocessHook
+
+from bluegreen.checkpoint import check_label
+from bluegreen.clusters import PROJECT_ROOT, Cluster, Deployment, deployment_sql_path
+from bluegreen.exceptions import FailedForNowError, RefusedError
+from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.postgres import MemberSql, cluster_connection
+from bluegreen.hooks.proof import look_at_held
+from bluegreen.operators.base import BluegreenOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+DEPLOYMENT_HOURS = 12
+DECISIONS = ("auto", "ask")
+
+
+class PlanDeploymentOperator(BluegreenOperator):
+    """Check what is to be deployed, before anything is held.
+
+    Returns ``deployment`` (its name, kind and number of checks) and ``decision``.
+
+    Example::
+
+        plan = PlanDeploymentOperator(task_id="plan", cluster="orders", deployment="release", decision="auto")
+
+    :param deployment: a name from the registry, or empty for an ad hoc one (templated).
+    :param command: ad hoc shell command (templated).
+    :param sql: ad hoc statements, or a file below ``include/`` (templated).
+    :param checks: ad hoc checks (templated).
+    :param decision: ``auto`` or ``ask`` (templated).
+    :param checkpoint_label: the checkpoint's label (templated).
+    :raises RefusedError: when it is not allowed, or not whole.
+    """
+
+    template_fields: Sequence[str] = (
+        *BluegreenOperator.template_fields,
+        "deployment",
+        "command",
+        "sql",
+        "checks",
+        "decision",
+        "checkpoint_label",
+    )
+
+    def __init__(
+        self,
+        *,
+        deployment: Any = None,
+        command: Any = None,
+        sql: Any = None,
+        checks: Any = None,
+        decision: Any = "auto",
+        checkpoint_label: Any = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.deployment = deployment
+        self.command = command
+        self.sql = sql
+        self.checks = checks
+        self.decision = decision
+        self.checkpoint_label = checkpoint_label
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Find the deployment and read its SQL once, so that a missing file is known now."""
+        check_label(self.checkpoint_label or "")
+        if self.decision not in DECISIONS:
+            raise RefusedError(f"found {str(self.decision)[:40]!r} as decision; expected auto or ask")
+        found = find_deployment(hook.cluster, self.deployment, self.command, self.sql, self.checks)
+        if found.sql is not None:
+            read_sql(found.sql)
+        kind = "sql" if found.sql is not None else "command"
+        name = self.deployment or "ad hoc"
+        return {"deployment": {"name": name, "kind": kind, "checks": len(found.checks)}, "decision": self.decision}
+
+
+class RunDeploymentOperator(PlanDeploymentOperator):
+    """Run the deployment on the primary; never retried, since half a migration must not run twice.
+
+    SQL runs statement by statement, each in a transaction of its own unless the file begins one. A
+    command runs on the worker and finds the primary in ``PGHOST``, ``PGPORT``, ``PGUSER``,
+    ``PGDATABASE`` and ``PGPASSFILE``.
+
+    Example::
+
+        deploy = RunDeploymentOperator(task_id="deploy", cluster="orders", deployment="release")
+
+    :raises FailedForNowError: when it failed.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("retries", 0)
+        kwargs.setdefault("execution_timeout", timedelta(hours=DEPLOYMENT_HOURS))
+        super().__init__(**kwargs)
+        self._subprocess: SubprocessHook | None = None
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Prove the hold once more, then deploy."""
+        checkpoint = hook.survey(patroni_must_answer=True).checkpoint
+        if checkpoint is None:
+            raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing is deployed without one")
+        look_at_held(hook, checkpoint)
+        found = find_deployment(hook.cluster, self.deployment, self.command, self.sql, self.checks)
+        leader = hook.patroni.topology().leader
+        if found.sql is not None:
+            statements = split_sql(read_sql(found.sql))
+            connection = cluster_connection(hook.cluster)
+            with MemberSql(connection, leader.name, leader.host, leader.port, statement_timeout_ms=0) as sql:
+                for number, statement in enumerate(statements, 1):
+                    sql.execute(statement, doing=f"statement {number} of {len(statements)} of the deployment")
+            return {"statements": len(statements)}
+        self._run_command(hook.cluster, str(found.command), leader.host, leader.port)
+        return {"statements": 0}
+
+    def _run_command(self, cluster: Cluster, command: str, host: str, port: int) -> None:
+        connection = cluster_connection(cluster)
+        with tempfile.TemporaryDirectory(prefix="bluegreen-") as folder:
+            passfile = Path(folder) / "pgpass"
+            passfile.touch(mode=0o600)
+            password = (connection.password or "").replace("\\", "\\\\").replace(":", "\\:")
+            passfile.write_text(f"{host}:{port}:*:*:{password}\n")
+            environment = {
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("AIRFLOW_CONN_", "AIRFLOW__", "PG"))
+            }
+            environment |= {
+                "PGHOST": host,
+                "PGPORT": str(port),
+                "PGUSER": connection.login or "",
+                "PGDATABASE": connection.schema or "",
+                "PGPASSFILE": str(passfile),
+            }
+            for name in ("sslmode", "sslrootcert", "sslcert", "sslkey"):
+                if connection.extra_dejson.get(name):
+                    environment["PG" + name.upper()] = str(connection.extra_dejson[name])
+            self._subprocess = SubprocessHook()
+            result = self._subprocess.run_command(["bash", "-c", command], env=environment)
+        if result.exit_code:
+            raise FailedForNowError(
+                f"the deployment's command ended with status {result.exit_code}; its last line was: "
+                f"{str(result.output)[:300]}"
+            )
+
+    def on_kill(self) -> None:
+        """End the command when the task is ended."""
+        if self._subprocess is not None:
+            self._subprocess.send_sigterm()
+
+
+class RunChecksOperator(PlanDeploymentOperator):
+    """Run the deployment's checks on the primary, read-only: each must give one row that begins with true.
+
+    Example::
+
+        checks = RunChecksOperator(task_id="checks", cluster="orders", deployment="release")
+
+    :raises FailedForNowError: naming the first check that is not true; no row, NULL and an error are not true.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("retries", 0)
+        kwargs.setdefault("execution_timeout", timedelta(hours=1))
+        super().__init__(**kwargs)
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Run them all, in order, up to the first that fails."""
+        found = find_deployment(hook.cluster, self.deployment, self.command, self.sql, self.checks)
+        leader = hook.patroni.topology().leader
+        connection = cluster_connection(hook.cluster)
+        with MemberSql(
+            connection, leader.name, leader.host, leader.port, statement_timeout_ms=0, read_only=True
+        ) as sql:
+            for number, check in enumerate(found.checks, 1):
+                rows = sql.execute(check, doing=f"check {number}")
+                values = [next(iter(row.values()), None) for row in rows]
+                if values != [True]:
+                    raise FailedForNowError(
+                        f"check {number} of {len(found.checks)} is not true: {' '.join(check.split())[:200]!r} gave "
+                        f"{str(values[:3])[:100]}"
+                    )
+        return {"passed": len(found.checks)}
+
+
+def find_deployment(cluster: Cluster, name: Any, command: Any, sql: Any, checks: Any) -> Deployment:
+    """Return what is to be deployed.
+
+    :raises RefusedError: for an unknown name, an ad hoc deployment where the registry allows none, or
+        one that is not whole.
+    """
+    if name:
+        if command or sql or checks:
+            raise RefusedError("found a deployment's name and command, sql or checks; expected one or the other")
+        if name not in cluster.deployments:
+            known = ", ".join(sorted(cluster.deployments)) or "none"
+            raise RefusedError(
+                f"{cluster.name} has no deployment {str(name)[:60]!r}; the registry names: {known}. Give one of those"
+            )
+        return cluster.deployments[name]
+    if not cluster.adhoc:
+        raise RefusedError(
+            f"found no deployment's name, and the registry does not allow {cluster.name} command or sql from a run "
+            "(adhoc: false); give the name of a deployment in the registry"
+        )
+    if bool(command) == bool(sql):
+        raise RefusedError("found " + ("both" if command else "neither") + " command and sql; expected one of them")
+    if not isinstance(checks, list) or not checks or not all(isinstance(line, str) and line.strip() for line in checks):
+        raise RefusedError("found no checks; expected at least one SQL statement that returns true when all is well")
+    return Deployment.model_construct(sql=sql or None, command=command or None, checks=checks)
+
+
+def read_sql(text: str) -> str:
+    """Return the statements: the text itself, or the file below ``include/`` that it names.
+
+    :raises RefusedError: when the file is not there, or leads outside.
+    """
+    if len(text.split()) == 1 and ";" not in text:
+        path = deployment_sql_path(PROJECT_ROOT / "include", text.strip())
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RefusedError(f"{text.strip()}: cannot be read ({type(error).__name__}); expected UTF-8 SQL") from None
+    return text
+
+
+def split_sql(text: str) -> list[str]:
+    """Return the statements of an SQL text.
+
+    :raises RefusedError: when there is none, or a line is a command of psql, which the server does not know.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("\\"):
+            raise RefusedError(
+                f"line {number} is a command of psql ({line[:40]!r}); expected SQL only. Run psql as a `command`"
+            )
+    statements = [
+        statement
+        for statement in sqlparse.split(text)
+        if sqlparse.format(statement, strip_comments=True).strip().strip(";")
+    ]
+    if not statements:
+        raise RefusedError("the deployment's SQL holds no statement; expected at least one")
+    return statements

@@ -1,0 +1,292 @@
+"""Watch a cluster: lag, receivers, slots, disks, and the proof of its checkpoint."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.observability import stats
+
+from bluegreen.checkpoint import Checkpoint, Phase, parse_owner
+from bluegreen.clusters import Limits, load_registry
+from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError
+from bluegreen.forecast import Disk, seconds_until_full
+from bluegreen.hooks.cluster import ClusterHook, Survey
+from bluegreen.hooks.journals import remove_journals
+from bluegreen.hooks.proof import prove_held
+from bluegreen.lag import lag_problems
+from bluegreen.operators.base import BluegreenOperator, is_finished, owner_of
+from bluegreen.operators.release import find, release
+from bluegreen.topology import Topology
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+RELEASE_AHEAD_SECONDS = 180
+"""Three looks of a monitor that runs every minute."""
+
+FIGURES_KEY = "figures"
+
+
+class ListClustersOperator(BaseOperator):
+    """Return the names of all clusters in the registry, those with a mistake too: their look says which.
+
+    Example::
+
+        clusters = ListClustersOperator(task_id="clusters")
+    """
+
+    def execute(self, context: Context) -> list[str]:
+        """Read the registry."""
+        registry = load_registry()
+        return sorted({*registry.clusters, *registry.broken})
+
+
+class MonitorClusterOperator(BluegreenOperator):
+    """Look at one cluster, send its figures as metrics, and fail with figure, limit and advice beyond a limit.
+
+    Where a checkpoint lives, its proof is made again. Before a disk of the leader or of the held standby
+    is at its limit the hold is released, if the registry's ``auto_release`` allows it: a full primary is
+    worse than a lost checkpoint.
+
+    Example::
+
+        look = MonitorClusterOperator.partial(task_id="look").expand(cluster=clusters.output)
+
+    :raises FailedForNowError: with every limit that is passed, everything that could not be looked at, and
+        every checkpoint that is lost or was released.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("retries", 0)
+        kwargs.setdefault("execution_timeout", timedelta(seconds=120))
+        super().__init__(**kwargs)
+
+    def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
+        """Look at everything, then say all that is wrong."""
+        survey = hook.survey(patroni_must_answer=True)
+        if survey.topology is None:
+            raise FailedForNowError("no Patroni answers")
+        busy = _busy(survey, context)
+        if busy:
+            self.log.info("%s works on this cluster; not looked at meanwhile", busy)
+            return {"cluster": hook.cluster.name, "busy": busy}
+        look = _Look(hook, survey, survey.topology, self._earlier(context))
+        look.replication()
+        look.replay()
+        look.disks()
+        look.checkpoint()
+        if look.must_release and hook.cluster.auto_release and survey.checkpoint:
+            look.problems += self._release(hook, survey, context, look.must_release)
+        figures = {"cluster": hook.cluster.name, "disks": look.disk_figures, **look.figures}
+        context["ti"].xcom_push(key=FIGURES_KEY, value=figures)
+        _send(hook.cluster.name, look.figures)
+        for warning in look.warnings:
+            self.log.warning("%s", warning)
+        if look.problems:
+            raise FailedForNowError(f"{hook.cluster.name}: " + "; ".join(look.problems))
+        return {**figures, "warnings": look.warnings}
+
+    def _earlier(self, context: Context) -> dict[str, Any]:
+        ti = context["ti"]
+        found = ti.xcom_pull(task_ids=self.task_id, key=FIGURES_KEY, include_prior_dates=True, map_indexes=ti.map_index)
+        if isinstance(found, dict) and found.get("cluster") == self.cluster:
+            return dict(found.get("disks") or {})
+        return {}
+
+    def _release(self, hook: ClusterHook, survey: Survey, context: Context, why: str) -> list[str]:
+        checkpoint = survey.checkpoint
+        if checkpoint is None or checkpoint.phase is not Phase.HELD:
+            return []
+        owner = owner_of(context, "auto_release")
+        hook.lock(
+            owner,
+            held=checkpoint.held,
+            members=checkpoint.members,
+            is_finished=lambda other: is_finished(context, other),
+        )
+        try:
+            release(hook, survey, find(hook, survey, None))
+            remove_journals(hook, checkpoint, set(checkpoint.members))
+        finally:
+            hook.unlock(owner, checkpoint.members)
+        return [
+            f"RELEASED: the hold of checkpoint {checkpoint.id} on {checkpoint.held} was released, because {why}. "
+            "There is no way back to the state before the deployment any more"
+        ]
+
+
+class _Look:
+    """One look at one cluster, gathering figures, warnings and problems."""
+
+    def __init__(self, hook: ClusterHook, survey: Survey, topology: Topology, earlier: dict[str, Any]) -> None:
+        self.hook = hook
+        self.survey = survey
+        self.topology = topology
+        self.earlier = earlier
+        self.limits: Limits = hook.cluster.limits
+        self.figures: dict[str, Any] = {"members": {member.name: {} for member in topology.members}}
+        self.disk_figures: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self.problems: list[str] = [str(problem) for problem in survey.problems.values()]
+        self.must_release = ""
+
+    @property
+    def held(self) -> str | None:
+        checkpoint = self.survey.checkpoint
+        return checkpoint.held if checkpoint else None
+
+    def replication(self) -> None:
+        """Lag per standby and the WAL that slots keep back, on the primary."""
+        try:
+            leader = self.topology.leader
+            sql = self.hook.sql(leader.name, leader.host, leader.port)
+            rows, slots = sql.rows("replication"), sql.rows("slots")
+        except BluegreenError as error:
+            self.problems.append(str(error))
+            return
+        for row in rows:
+            if row["application_name"] in self.figures["members"]:
+                figures = self.figures["members"][row["application_name"]]
+                figures |= {name: row[name] for name in ("state", "flush_lag_bytes", "replay_lag_bytes")}
+        problems = lag_problems(
+            self.topology, rows, limit_bytes=self.limits.lag_bytes, held=self.held, held_must_replay=False
+        )
+        self.problems += [f"{line}; the limit is {self.limits.lag_bytes} (limits.lag_bytes)" for line in problems]
+        if self.held and not any(row["application_name"] == self.held for row in rows):
+            self.warnings.append(
+                f"{self.held} is held and has no receiver (after a restart it starts again only when replay goes on), so "
+                "WAL piles up on the leader"
+            )
+        for slot in slots:
+            self._slot(slot)
+
+    def _slot(self, slot: dict[str, Any]) -> None:
+        name, retained = slot["slot_name"], slot["retained_bytes"]
+        if name in self.figures["members"]:
+            self.figures["members"][name] |= {"slot_wal_bytes": retained, "slot_status": slot["wal_status"]}
+        if slot["wal_status"] == "lost":
+            self.problems.append(
+                f"slot {name} is lost: its standby can only be cloned; run bluegreen_resume if it is held"
+            )
+        if name == self.held and retained is not None and int(retained) > self.limits.slot_wal_bytes:
+            text = (
+                f"{retained} bytes of WAL are kept back on the leader for {name}, the limit is "
+                f"{self.limits.slot_wal_bytes} (limits.slot_wal)"
+            )
+            self.problems.append(f"{text}; run bluegreen_resume or bluegreen_rollback")
+            self.must_release = self.must_release or text
+
+    def replay(self) -> None:
+        """Replay delay and receiver, on each standby."""
+        for member in self.topology.replicas:
+            try:
+                row = self.hook.sql(member.name, member.host, member.port).row("replay_delay")
+            except BluegreenError as error:
+                self.problems.append(str(error))
+                continue
+            delay = row["replay_delay_seconds"]
+            self.figures["members"][member.name] |= {
+                "replay_delay_seconds": delay,
+                "receiver": row["receiver_status"],
+            }
+            if member.name == self.held:
+                continue
+            limit = self.limits.replay_age_seconds
+            if delay is None or float(delay) > limit:
+                found = "unknown" if delay is None else f"{float(delay):.0f} s"
+                self.problems.append(
+                    f"the replay delay of {member.name} is {found}, the limit is {limit} s (limits.replay_age); look at "
+                    "its receiver and its disk"
+                )
+
+    def disks(self) -> None:
+        """Free space on every member, with a forecast; the leader's and the held standby's decide."""
+        names = [name for name in self.survey.states if name in self.figures["members"]]
+        found, problems = self.hook.try_each(
+            names, lambda node: node.data_directory(self.survey.states[node.member].config)
+        )
+        self.problems += [str(problem) for problem in problems.values()]
+        leaders = {member.name for member in self.topology.members if member.is_leader}
+        for name, data in sorted(found.items()):
+            for which in ("data", "wal"):
+                try:
+                    device, size, free = data.disk(which)
+                except BluegreenError as error:
+                    self.problems.append(f"{name}: {error}")
+                    continue
+                disk = Disk(device, size, free, data.epoch_seconds)
+                self._disk(name, which, disk, decides=name in leaders or name == self.held)
+
+    def _disk(self, name: str, which: str, disk: Disk, *, decides: bool) -> None:
+        key = f"{name}.{which}"
+        full_in = seconds_until_full(self.earlier.get(key), disk)
+        self.disk_figures[key] = {"device": disk.device, "free_bytes": disk.free_bytes, "at": disk.at}
+        figures = self.figures["members"][name]
+        figures[f"{which}_free_percent"] = round(disk.free_percent, 2)
+        figures[f"{which}_full_in_seconds"] = None if full_in is None else round(full_in)
+        limit = self.limits.disk_free_percent
+        forecast = "" if full_in is None else f", and full in {full_in / 60:.0f} min if it goes on like this"
+        text = f"{name}: {disk.device} ({which}) has {disk.free_percent:.1f} % free{forecast}; the limit is {limit:g} %"
+        above_limit = disk.free_bytes - disk.size_bytes * limit / 100
+        at_limit_in = None if full_in is None or not disk.free_bytes else full_in * above_limit / disk.free_bytes
+        if disk.free_percent < limit:
+            self.problems.append(f"{text} (limits.disk_free_percent); make room, or end the hold")
+        if decides and (disk.free_percent < limit or (at_limit_in is not None and at_limit_in < RELEASE_AHEAD_SECONDS)):
+            self.must_release = self.must_release or text
+
+    def checkpoint(self) -> None:
+        """Prove the checkpoint again, and look at its age."""
+        checkpoint = self.survey.checkpoint
+        if checkpoint is None:
+            return
+        self.figures["checkpoint"] = {"id": checkpoint.id, "phase": checkpoint.phase.value, "held": checkpoint.held}
+        if checkpoint.phase is not Phase.HELD:
+            self.warnings.append(
+                f"checkpoint {checkpoint.id} is {checkpoint.phase.value!r} and no run works on it; "
+                + (
+                    "run bluegreen_rollback again"
+                    if checkpoint.phase is not Phase.RELEASING
+                    else "run bluegreen_resume"
+                )
+            )
+            return
+        try:
+            prove_held(self.hook, checkpoint)
+        except CheckpointLostError as error:
+            self.problems.append(f"LOST: {error}")
+        except BluegreenError as error:
+            self.problems.append(f"checkpoint {checkpoint.id} could not be proven: {error}")
+        self._expiry(checkpoint)
+
+    def _expiry(self, checkpoint: Checkpoint) -> None:
+        try:
+            expires = datetime.fromisoformat(checkpoint.expires_at)
+        except ValueError:
+            self.warnings.append(f"checkpoint {checkpoint.id} has no readable expiry: {checkpoint.expires_at!r}")
+            return
+        if datetime.now(UTC) > expires:
+            self.warnings.append(
+                f"checkpoint {checkpoint.id} is past its expiry ({checkpoint.expires_at}); run bluegreen_resume, or "
+                "bluegreen_rollback while it is still wanted"
+            )
+
+
+def _busy(survey: Survey, context: Context) -> str:
+    """Return which living run holds the cluster, or an empty text."""
+    for name, state in survey.states.items():
+        if state.lock is not None:
+            owner = parse_owner(state.lock, where=name)
+            if not is_finished(context, owner):
+                return str(owner)
+    return ""
+
+
+def _send(cluster: str, figures: dict[str, Any]) -> None:
+    """Send every number as a gauge of Airflow's metrics (StatsD or OpenTelemetry)."""
+    for member, values in figures["members"].items():
+        for name, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                stats.gauge(f"bluegreen.{cluster}.{member}.{name}", float(value))
+    stats.gauge(f"bluegreen.{cluster}.checkpoint_held", 1.0 if "checkpoint" in figures else 0.0)
