@@ -16,9 +16,9 @@ import httpx
 from psycopg import sql
 
 from lab.cluster import Lab
-from lab.config import CHECKOUT, LabError, Node, Settings, load_secrets
+from lab.config import CHECKOUT, ETCD_PORT, SSH_PORT, LabError, Node, Settings, load_secrets
 from lab.files import write_run, write_services
-from lab.machine import check_addresses, check_prerequisites, end_leftovers, end_postmasters, make_venv
+from lab.machine import check_addresses, check_prerequisites, end_leftovers, end_postmasters, listens, make_venv
 from lab.supervisor import Supervisor
 
 FRESH = "fresh"
@@ -102,6 +102,7 @@ def _repair(settings: Settings, supervisor: Supervisor, say: Say) -> None:
     if stopped:
         say(f"Starting {', '.join(stopped)}")
         supervisor.start(*[name for name in stopped if not name.startswith("patroni-")])
+        _prove_own_listeners(settings, supervisor)
         start_members(settings, supervisor, lab)
     _finish(settings, lab, say)
 
@@ -144,6 +145,30 @@ def _start_manager(settings: Settings, supervisor: Supervisor) -> None:
     command = [settings.venv / "bin" / "supervisord", "-c", settings.supervisord_conf]
     settings.call(command, cwd=settings.directory)
     _wait_supervisor(supervisor)
+    try:
+        _prove_own_listeners(settings, supervisor)
+    except LabError:
+        supervisor.shutdown()
+        raise
+
+
+def _prove_own_listeners(settings: Settings, supervisor: Supervisor, timeout: float = 10) -> None:
+    """See that etcd and the SSH servers are ours, before a Patroni of ours may speak to them.
+
+    Two labs that start at once on the same addresses both find them free; without this proof the members of
+    one would join the other's etcd.
+    """
+    wanted = {"etcd": (settings.etcd_host, ETCD_PORT)}
+    wanted |= {node.sshd: (node.host, SSH_PORT) for node in settings.nodes}
+    deadline = time.monotonic() + timeout
+    while missing := [name for name, place in wanted.items() if not listens(supervisor.program(name).pid, *place)]:
+        if time.monotonic() > deadline:
+            places = ", ".join(f"{host}:{port}" for host, port in (wanted[name] for name in missing))
+            raise LabError(
+                f"{', '.join(missing)} could not listen on {places}: another lab took these addresses at the "
+                f"same moment, or see {settings.directory}/log. Choose other addresses with LAB_NET"
+            )
+        time.sleep(0.05)
 
 
 def _wait_supervisor(supervisor: Supervisor, timeout: float = 10) -> None:
@@ -253,6 +278,7 @@ def snapshot(settings: Settings, name: str) -> None:
     _copy(settings, [settings.directory / part for part in _parts(settings)], draft)
     draft.rename(target)
     supervisor.start("etcd")
+    _prove_own_listeners(settings, supervisor)
     start_members(settings, supervisor, lab)
     lab.wait_healthy(60)
 
@@ -277,6 +303,7 @@ def reset(settings: Settings, name: str) -> float:
         shutil.rmtree(part, ignore_errors=True)
     _copy(settings, [source / part.name for part in parts], settings.directory)
     supervisor.start("etcd", *(node.sshd for node in settings.nodes))
+    _prove_own_listeners(settings, supervisor)
     lab = Lab.load(settings.run)
     start_members(settings, supervisor, lab)
     lab.wait_healthy(60)

@@ -70,6 +70,15 @@ def check_addresses(settings: Settings) -> None:
     )
 
 
+def listens(pid: int, host: str, port: int) -> bool:
+    """Whether it is this very process that listens on the address."""
+    with contextlib.suppress(psutil.Error):
+        for found in psutil.Process(pid).net_connections("tcp"):
+            if found.status == psutil.CONN_LISTEN and tuple(found.laddr) == (host, port):
+                return True
+    return False
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether nothing listens on this address and port."""
     with socket.socket() as probe:

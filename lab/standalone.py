@@ -126,10 +126,12 @@ class Airflow:
         group = self.group()
         if group is None:
             return False
+        # The first process passes the signal on, once: a second one would cut running tasks short.
+        try:
+            os.kill(group, signal.SIGTERM)
+        except ProcessLookupError:
+            os.killpg(group, signal.SIGTERM)
         deadline = time.monotonic() + timeout
-        how = signal.SIGTERM
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, how)
         while self._members(group):
             if time.monotonic() > deadline:
                 with contextlib.suppress(ProcessLookupError):
