@@ -28,6 +28,7 @@ from bluegreen.recovery.node_config import NodeConfig, parse_node_config
 
 CONNECT_TIMEOUT_SECONDS = 5
 OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
+QUIET_SECONDS = 1.0
 _SHOWN = 600
 _CONNECTING = threading.Lock()
 
@@ -271,12 +272,16 @@ class NodeHook:
                 ) from None
         return self._client
 
-    def run(self, script: str, *, as_owner: bool = True, timeout_seconds: float = 30) -> Result:
-        """Run a shell script and wait for its end.
+    def run(
+        self, script: str, *, as_owner: bool = True, timeout_seconds: float = 30, may_leave_processes: bool = False
+    ) -> Result:
+        """Run a shell script and wait for its end and for the end of its output.
 
         :param script: text for ``/bin/sh -s``, sent on standard input.
         :param as_owner: as the owner of the data directory, else as the SSH user.
         :param timeout_seconds: for the whole command.
+        :param may_leave_processes: it may start processes that keep its output open; then it is over when it
+            has ended and printed nothing for a while.
         :raises UnreachableError: when nothing was sent.
         :raises OutcomeUnknownError: when the command began and its end was not seen.
         """
@@ -297,7 +302,7 @@ class NodeHook:
             self.close()
             raise UnreachableError(f"{self.where}: SSH opened no session ({_sentence(error)})") from None
         try:
-            return self._converse(channel, script, deadline, timeout_seconds)
+            return self._converse(channel, script, deadline, timeout_seconds, may_leave_processes)
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             raise OutcomeUnknownError(
@@ -306,10 +311,16 @@ class NodeHook:
         finally:
             channel.close()
 
-    def _converse(self, channel: paramiko.Channel, script: str, deadline: float, limit: float) -> Result:
+    def _converse(
+        self, channel: paramiko.Channel, script: str, deadline: float, limit: float, may_leave_processes: bool
+    ) -> Result:
         outgoing = script.encode("utf-8", "surrogateescape")
         output, error = io.BytesIO(), io.BytesIO()
+        moved_at = time.monotonic()
         while True:
+            # sshd sends the exit status when the process ends and what is left in its pipes after it: only the
+            # end of the output says that all of it is here. Asked before the reads, so that none is missed.
+            complete = channel.eof_received and channel.exit_status_ready()
             if time.monotonic() > deadline:
                 self.close()
                 raise OutcomeUnknownError(f"{self.where}: a command did not end within {limit:g} s")
@@ -330,14 +341,24 @@ class NodeHook:
                 self.close()
                 raise OutcomeUnknownError(f"{self.where}: a command printed more than {OUTPUT_LIMIT_BYTES} bytes")
             if moved:
+                moved_at = time.monotonic()
                 continue
-            if channel.exit_status_ready() and not channel.recv_ready() and not channel.recv_stderr_ready():
+            if complete:
+                break
+            ended = channel.exit_status_ready()
+            if may_leave_processes and ended and not channel.closed and time.monotonic() - moved_at > QUIET_SECONDS:
+                complete = True
                 break
             transport = channel.get_transport()
             if channel.closed or transport is None or not transport.is_active():
+                if channel.eof_received and channel.exit_status_ready():
+                    continue
                 break
-            channel.status_event.wait(0.01)
-        status = channel.recv_exit_status() if channel.exit_status_ready() else -1
+            if ended:
+                time.sleep(0.002)
+            else:
+                channel.status_event.wait(0.01)
+        status = channel.recv_exit_status() if complete else -1
         if status < 0:
             self.close()
             raise OutcomeUnknownError(f"{self.where}: the connection ended before the command's result arrived")
@@ -398,7 +419,9 @@ class NodeHook:
     def service(self, verb: str, *, timeout_seconds: float = 90) -> Result:
         """Run the registry's ``start`` or ``stop`` command."""
         command = self.commands.start if verb == "start" else self.commands.stop
-        return self.run(f"{command} </dev/null\n", as_owner=False, timeout_seconds=timeout_seconds)
+        return self.run(
+            f"{command} </dev/null\n", as_owner=False, timeout_seconds=timeout_seconds, may_leave_processes=True
+        )
 
     def service_status(self) -> Service:
         """Ask the service manager whether Patroni runs: the command's exit status says so.
