@@ -59,7 +59,8 @@ def clean_text(node: NodeHook, state: NodeState, hold: Hold) -> tuple[str | None
         return None, ""
     where = f"{node.where}: {node.config_path}"
     settings = dict(hold.settings)
-    return without_hold(current, settings, where=where), f"{where} {EDITED_MEANWHILE}"
+    text = without_hold(current, settings, original=state.original, where=where)
+    return text, f"{where} {EDITED_MEANWHILE}"
 
 
 def check_in_effect(patroni: PatroniHook, sql: MemberSql, api_url: str, mechanism: HoldMechanism) -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError as RuamelError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
@@ -28,6 +30,7 @@ APPLY_DELAY = "20d"
 
 HOLD_TAGS: dict[str, bool] = {"nofailover": True, "noloadbalance": True, "nosync": True, "clonefrom": False}
 DISPLAY_PREFIX = "bluegreen_"
+_STARTS = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---(?:\s|\Z)")
 
 _RECOVERY_PARAMETERS = frozenset(
     {
@@ -140,17 +143,7 @@ def parse_node_config(texts: list[str], *, where: str) -> NodeConfig:
     if not texts:
         raise RefusedError(f"{where}: no Patroni configuration found; expected a YAML file or a folder of them")
     for text in texts:
-        try:
-            data = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise RefusedError(
-                f"{where}: not valid YAML ({_first_line(error)}); mend it, nothing was changed"
-            ) from None
-        if data is None:
-            continue
-        if not isinstance(data, dict):
-            raise RefusedError(f"{where}: found a {type(data).__name__}, expected a mapping of Patroni's settings")
-        _patch(merged, data)
+        _patch(merged, _load(text, where=where))
     if not merged:
         raise RefusedError(f"{where}: Patroni's configuration is empty")
     return NodeConfig(merged)
@@ -192,11 +185,12 @@ def edit(text: str, settings: Mapping[tuple[str, ...], Any], *, where: str) -> s
     round_trip = YAML()
     round_trip.preserve_quotes = True
     round_trip.width = 1_000_000
-    round_trip.indent(mapping=2, sequence=4, offset=2)
+    round_trip.explicit_start = bool(_STARTS.match(text))
+    mapping, offset = _indentation(text)
+    round_trip.indent(mapping=mapping, sequence=offset + 2, offset=offset)
     try:
-        before = yaml.safe_load(text) if text.strip() else {}
         document = round_trip.load(text) if text.strip() else {}
-        wanted = copy.deepcopy(before)
+        wanted = _load(text, where=where)
         for path, value in settings.items():
             # Always quoted: a plain off, no or date is another value in YAML 1.1, which Patroni reads (H15).
             _set(document, path, DoubleQuotedScalarString(value) if isinstance(value, str) else value)
@@ -216,21 +210,68 @@ def edit(text: str, settings: Mapping[tuple[str, ...], Any], *, where: str) -> s
     return out.getvalue()
 
 
-def without_hold(text: str, settings: Mapping[tuple[str, ...], Any], *, where: str) -> str:
+def without_hold(text: str, settings: Mapping[tuple[str, ...], Any], *, original: str, where: str) -> str:
     """Return a configuration that somebody edited during the hold, less the hold's own keys.
 
-    A key is taken out only while it still has the value that the hold gave it.
+    A key is taken out only while it still has the value that the hold gave it; the value that the owner
+    had given it before comes back.
+
+    :param original: the text before the hold.
+    :raises RefusedError: when either cannot be parsed or edited.
     """
-    current = yaml.safe_load(text) or {}
-    ours: dict[tuple[str, ...], Any] = {}
-    for path, value in settings.items():
-        if _get(current, path) == value:
-            ours[path] = None
-    tags = current.get("tags")
-    for name in tags if isinstance(tags, dict) else ():
+    current, before = _load(text, where=where), _load(original, where=where)
+    ours = {path: _get(before, path) for path, value in settings.items() if _get(current, path) == value}
+    for name in _mapping(current.get("tags")):
         if str(name).startswith(DISPLAY_PREFIX):
             ours["tags", str(name)] = None
+    for path, value in ours.items():
+        _set(current, path, value)
+    # A mapping that the hold made goes with its last key: an empty recovery_conf hides the dynamic one (H15).
+    parents = {path[:depth] for path in ours for depth in range(1, len(path))}
+    for parent in sorted(parents, key=len, reverse=True):
+        if _get(current, parent) == {} and parent[-1] not in _mapping(_get(before, parent[:-1])):
+            ours[parent] = None
+            _set(current, parent, None)
     return edit(text, ours, where=where)
+
+
+def _load(text: str, *, where: str) -> dict[str, Any]:
+    """Read a file as Patroni does, in YAML 1.1; an empty one is an empty mapping."""
+    try:
+        # Nothing shared in it: an edit that shows elsewhere too, through an anchor, must be noticed.
+        data = _unshared(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RefusedError(f"{where}: not valid YAML ({_first_line(error)}); mend it, nothing was changed") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise RefusedError(f"{where}: found a {type(data).__name__}, expected a mapping of Patroni's settings")
+    return data
+
+
+def _indentation(text: str) -> tuple[int, int]:
+    """Return by how much a file indents mappings, and the dashes of lists below their key."""
+    mapping = offset = None
+    above = ""
+    for line in text.splitlines():
+        content = line.lstrip(" ")
+        if not content or content.startswith("#"):
+            continue
+        deeper = len(line) - len(content) - (len(above) - len(above.lstrip(" ")))
+        if above.split(" #")[0].rstrip().endswith(":") and not above.lstrip().startswith("-"):
+            if content.startswith("- "):
+                offset = deeper if offset is None else offset
+            elif deeper > 0:
+                mapping = deeper if mapping is None else mapping
+        above = line
+    return mapping or 2, 2 if offset is None else max(offset, 0)
+
+
+def _unshared(value: Any) -> Any:
+    """Return a copy in which no mapping or list is there twice."""
+    if isinstance(value, dict):
+        return {key: _unshared(part) for key, part in value.items()}
+    return [_unshared(part) for part in value] if isinstance(value, list) else value
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -267,5 +308,7 @@ def _set(data: Any, path: tuple[str, ...], value: Any) -> None:
 def _first_line(error: BaseException) -> str:
     """Name the place of a YAML mistake and nothing of the file's text, which holds passwords."""
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or type(error).__name__
-    return f"{problem}, line {mark.line + 1}" if mark is not None else str(problem)
+    problem = str(getattr(error, "problem", None) or type(error).__name__)
+    # What the parsers quote comes from the file.
+    kind = "a key is there twice" if isinstance(error, DuplicateKeyError) else re.split("['\"]", problem)[0].strip()
+    return f"{kind}, line {mark.line + 1}" if mark is not None else kind
