@@ -23,6 +23,10 @@ HOLD_FILE = "zz_bluegreen.yml"
 _PRELUDE = r"""set -eu
 LC_ALL=C; export LC_ALL
 umask 077
+processes() { # directory: count the processes that work in it
+  pattern=$(printf '%s' "$1" | sed 's/[][*?\\]/\\&/g')
+  find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$pattern" 2>/dev/null | wc -l
+}
 section() { printf '%s\t' "$1"; base64 | tr -d '\n'; echo; }
 put() { # file: replace it atomically by standard input (base64), like the old one in owner and mode
   real=$(readlink -f -- "$1"); new=$(mktemp -- "$real.bluegreen-XXXXXX")
@@ -92,8 +96,8 @@ done | section programs
 date +%s | section now
 if [ -d "$data" ]; then
   echo yes | section exists
-  find "$data" -mindepth 1 -maxdepth 1 | wc -l | section entries
-  find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$real" 2>/dev/null | wc -l | section processes
+  find -H "$data" -mindepth 1 -maxdepth 1 | wc -l | section entries
+  processes "$real" | section processes
   for file in PG_VERSION postmaster.opts postmaster.pid postgresql.auto.conf recovery.conf patroni.dynamic.json; do
     if [ -f "$data/$file" ]; then section "file:$file" < "$data/$file"; fi
   done
@@ -358,14 +362,13 @@ def empty_data_directory(data_dir: str, *, system_identifier: str, bin_dir: str,
     """
     return script(
         r"""
-if [ -d "$data" ] && [ -n "$(find "$data" -mindepth 1 -maxdepth 1 | head -n 1)" ]; then
-  real=$(readlink -f -- "$data")
-  if [ "$(find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$real" 2>/dev/null | wc -l)" != 0 ]; then
+if [ -d "$data" ] && [ -n "$(find -H "$data" -mindepth 1 -maxdepth 1 | head -n 1)" ]; then
+  if [ "$(processes "$(readlink -f -- "$data")")" != 0 ]; then
     echo "a server still runs on $data" >&2; exit 42
   fi
   if [ -e "$data/global/pg_control" ]; then
     found=$("$bin/pg_controldata" "$data" | sed -n 's/^Database system identifier: *//p')
-    if [ "$found" != "$identifier" ]; then
+    if [ -z "$found" ] || [ "$found" != "$identifier" ]; then
       echo "$data has the system identifier '$found', expected $identifier" >&2; exit 43
     fi
   elif [ ! -e "$data/.bluegreen-emptying" ] && [ ! -e "$data/backup_label" ] && [ ! -e "$data/PG_VERSION" ]; then
@@ -381,7 +384,7 @@ if [ -d "$data" ] && [ -n "$(find "$data" -mindepth 1 -maxdepth 1 | head -n 1)" 
   for wal in "$data/pg_wal" "$data/pg_xlog"; do
     if [ -L "$wal" ]; then find "$(readlink -f -- "$wal")" -mindepth 1 -delete; fi
   done
-  find "$data" -mindepth 1 -maxdepth 1 ! -name .bluegreen-emptying -exec rm -rf -- {} +
+  find -H "$data" -mindepth 1 -maxdepth 1 ! -name .bluegreen-emptying -exec rm -rf -- {} +
   rm -f -- "$data/.bluegreen-emptying"
 fi
 """,

@@ -148,7 +148,7 @@ def check_standby(topology: Topology, name: str) -> Member:
         raise RefusedError(f"{name} has the role {member.role!r}; expected a replica of this cluster")
     if member.state not in {"streaming", "running"}:
         raise RefusedError(f"{name} is {member.state!r}; expected a standby that streams. Choose another one")
-    if member.timeline != leader.timeline:
+    if member.timeline is None or member.timeline != leader.timeline:
         raise RefusedError(
             f"{name} is on timeline {member.timeline}, the leader {leader.name} on {leader.timeline}; "
             "expected the same. Wait until it follows the leader, or choose another one"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import ssl
+import time
 from typing import Any, Self
 
 import httpx
@@ -18,6 +19,7 @@ from bluegreen.exceptions import FailedForNowError, RefusedError, UnreachableErr
 from bluegreen.topology import Topology, parse_topology
 
 TIMEOUT_SECONDS = 4.0
+ANSWER_SECONDS = 10.0
 ANSWER_LIMIT_BYTES = 4 * 1024 * 1024
 
 
@@ -78,6 +80,8 @@ class PatroniHook(BaseHook):
         :raises FailedForNowError: when the answer is too large.
         """
         client = self.get_conn()
+        # The client's timeout is for each read; an answer that trickles in must end too.
+        deadline = time.monotonic() + ANSWER_SECONDS
         try:
             with client.stream(method, url, json=body) as response:
                 content = b""
@@ -85,8 +89,10 @@ class PatroniHook(BaseHook):
                     content += part
                     if len(content) > ANSWER_LIMIT_BYTES:
                         raise FailedForNowError(f"{url} answered more than {ANSWER_LIMIT_BYTES} bytes")
+                    if time.monotonic() > deadline:
+                        raise UnreachableError(f"{url} did not end its answer within {ANSWER_SECONDS:g} s")
                 return response.status_code, content.decode("utf-8", "replace")
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnreachableError(f"{url} does not answer ({str(error)[:160] or type(error).__name__})") from None
 
     def get_json(self, url: str, *, allow: tuple[int, ...] = (200,)) -> Any:
@@ -161,6 +167,12 @@ class PatroniHook(BaseHook):
 
 
 def base_url(api_url: str) -> str:
-    """Return scheme, host and port of the address that ``GET /cluster`` gives (it ends in ``/patroni``)."""
-    url = httpx.URL(api_url)
+    """Return scheme, host and port of the address that ``GET /cluster`` gives (it ends in ``/patroni``).
+
+    :raises FailedForNowError: when it is no address.
+    """
+    try:
+        url = httpx.URL(api_url)
+    except httpx.InvalidURL:
+        raise FailedForNowError(f"found {api_url[:80]!r} as a member's api_url, expected a URL") from None
     return f"{url.scheme}://{url.netloc.decode()}"

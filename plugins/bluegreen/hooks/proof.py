@@ -10,7 +10,7 @@ from bluegreen.exceptions import CheckpointLostError, FailedForNowError, Refused
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.recovery.versions import ServerVersion
-from bluegreen.recovery.wal import commit_is_in, missing_segments
+from bluegreen.recovery.wal import commit_is_in, missing_segments, parse_lsn
 
 LOST = "take a new one before the next deployment; this one cannot be rolled back to"
 
@@ -61,6 +61,11 @@ def prove_wal(node: NodeHook, checkpoint: Checkpoint, data_dir: str, found: Data
     if checkpoint.xid is None or checkpoint.lsn is None or checkpoint.restore_point_lsn is None:
         raise CheckpointLostError(f"checkpoint {checkpoint.id} has no mark; {LOST}")
     redo = found.control("Latest checkpoint's REDO location")
+    if parse_lsn(redo) >= parse_lsn(checkpoint.lsn):
+        raise CheckpointLostError(
+            f"checkpoint {checkpoint.id} is lost: the last restart point of {node.where} is at {redo}, behind the "
+            f"mark at {checkpoint.lsn}, so it has replayed the mark; {LOST}"
+        )
     segment = int(found.control("Bytes per WAL segment"))
     missing = missing_segments(found.wal_names, redo, checkpoint.lsn, segment)
     if missing:

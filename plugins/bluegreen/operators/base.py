@@ -5,6 +5,7 @@ Source: Airflow's ``BaseOperator`` and ``ExceptionRetryPolicy``.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,8 @@ from bluegreen.hooks.cluster import ClusterHook
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+log = logging.getLogger(__name__)
 
 PROBLEM_KEY = "problem"
 CHILD_REPORT_KEY = "child_report"
@@ -88,20 +91,27 @@ def owner_of(context: Context, operation: str) -> Owner:
 
 def is_finished(context: Context, owner: Owner) -> bool:
     """Tell whether Airflow knows that a run has ended; a run that it does not know is not called ended."""
-    try:
-        state = context["ti"].get_dagrun_state(owner.dag_id, owner.run_id)
-    except Exception:
-        return False
-    return str(state) in FINISHED_STATES
+    state = _run_state(context, owner)
+    return state is not None and state in FINISHED_STATES
 
 
 def is_running(context: Context, owner: Owner) -> bool:
     """Tell whether Airflow knows that a run is still going on."""
+    state = _run_state(context, owner)
+    return state is not None and state not in FINISHED_STATES
+
+
+def _run_state(context: Context, owner: Owner) -> str | None:
     try:
-        state = context["ti"].get_dagrun_state(owner.dag_id, owner.run_id)
-    except Exception:
-        return False
-    return str(state) not in FINISHED_STATES
+        return plain(context["ti"].get_dagrun_state(owner.dag_id, owner.run_id))
+    except Exception as error:
+        log.info("the state of %s is not known: %s", owner, error)
+        return None
+
+
+def plain(value: Any) -> str:
+    """Return the text of a state or run type, which Airflow gives as an enum or as text."""
+    return str(getattr(value, "value", value))
 
 
 def deployment_of(context: Context) -> Owner | None:
@@ -112,6 +122,6 @@ def deployment_of(context: Context) -> Owner | None:
     """
     run = context["dag_run"]
     parent, marker, _ = run.run_id.partition(CHILD_MARK)
-    if not marker or not str(run.run_type).endswith("operator_triggered"):
+    if not marker or plain(run.run_type) != "operator_triggered":
         return None
     return Owner(operation="deploy", dag_id=DEPLOY_DAG_ID, run_id=parent)

@@ -10,6 +10,7 @@ from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.providers.standard.operators.hitl import HITLBranchOperator
 
 from bluegreen.clusters import load_registry
+from bluegreen.operators.base import plain
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -63,7 +64,7 @@ class DecideOperator(BaseBranchOperator):
         """Return the task to follow, or None."""
         ti = context["ti"]
         found = ti.get_task_states(dag_id=ti.dag_id, task_ids=[self.held, *self.proofs], run_ids=[ti.run_id])
-        states = {name: str(state) for name, state in found.get(ti.run_id, {}).items()}
+        states = {name: plain(state) for name, state in found.get(ti.run_id, {}).items()}
         if states.get(self.held) != "success":
             self.log.info("no checkpoint is held (%s): nothing was deployed, nothing to decide", states.get(self.held))
             return None

@@ -156,8 +156,8 @@ class _Look:
         self.problems += [f"{line}; the limit is {self.limits.lag_bytes} (limits.lag_bytes)" for line in problems]
         if self.held and not any(row["application_name"] == self.held for row in rows):
             self.warnings.append(
-                f"{self.held} is held and has no receiver (after a restart it starts again only when replay goes on), so "
-                "WAL piles up on the leader"
+                f"{self.held} is held and has no receiver (after a restart it starts only when replay goes on), so WAL "
+                "piles up on the leader"
             )
         for slot in slots:
             self._slot(slot)
@@ -168,7 +168,7 @@ class _Look:
             self.figures["members"][name] |= {"slot_wal_bytes": retained, "slot_status": slot["wal_status"]}
         if slot["wal_status"] == "lost":
             self.problems.append(
-                f"slot {name} is lost: its standby can only be cloned; run bluegreen_resume if it is held"
+                f"slot {name} is lost: its standby can only be cloned; if it is held, run bluegreen_resume"
             )
         if name == self.held and retained is not None and int(retained) > self.limits.slot_wal_bytes:
             text = (
@@ -197,8 +197,8 @@ class _Look:
             if delay is None or float(delay) > limit:
                 found = "unknown" if delay is None else f"{float(delay):.0f} s"
                 self.problems.append(
-                    f"the replay delay of {member.name} is {found}, the limit is {limit} s (limits.replay_age); look at "
-                    "its receiver and its disk"
+                    f"the replay delay of {member.name} is {found}, the limit is {limit} s (limits.replay_age); look "
+                    "at its receiver and its disk"
                 )
 
     def disks(self) -> None:

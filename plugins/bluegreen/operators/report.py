@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator
 
 from bluegreen.exceptions import BluegreenError, FailedForNowError
 from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.operators.base import CHILD_REPORT_KEY, PROBLEM_KEY
+from bluegreen.operators.base import CHILD_REPORT_KEY, PROBLEM_KEY, plain
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -198,7 +198,7 @@ class Gathered:
     def __init__(self, context: Context, task_ids: list[str]) -> None:
         ti = context["ti"]
         states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
-        self.states: dict[str, str] = {name: str(state) for name, state in states.items()}
+        self.states: dict[str, str] = {name: plain(state) for name, state in states.items()}
         self.results: dict[str, list[dict[str, Any]]] = {}
         self.problems: dict[str, dict[str, str]] = {}
         self.child_reports: dict[str, list[dict[str, Any]]] = {}

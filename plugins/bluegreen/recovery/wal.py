@@ -35,10 +35,13 @@ def segment_ids(first_lsn: str, last_lsn: str, segment_bytes: int) -> list[str]:
     The first 8 digits are the timeline, which may change on the way, so they are left out.
 
     :param segment_bytes: size of a WAL file in bytes, from ``pg_controldata``.
+    :raises FailedForNowError: for a size that is none, and for LSNs in the wrong order.
     """
     if segment_bytes <= 0 or segment_bytes & (segment_bytes - 1):
         raise FailedForNowError(f"found {segment_bytes} as the size of a WAL file, expected a power of two")
     per_id = 0x100000000 // segment_bytes
+    if parse_lsn(first_lsn) > parse_lsn(last_lsn):
+        raise FailedForNowError(f"found the first LSN {first_lsn} behind the last one {last_lsn}, expected it before")
     first = parse_lsn(first_lsn) // segment_bytes
     last = max(parse_lsn(last_lsn) - 1, 0) // segment_bytes
     return [f"{number // per_id:08X}{number % per_id:08X}" for number in range(first, last + 1)]

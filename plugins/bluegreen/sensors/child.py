@@ -5,19 +5,22 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.providers.standard.triggers.external_task import DagStateTrigger
+from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from bluegreen.exceptions import FailedForNowError
-from bluegreen.operators.base import CHILD_REPORT_KEY, FINISHED_STATES, push_problem
+from bluegreen.operators.base import CHILD_REPORT_KEY, FINISHED_STATES, plain, push_problem
 from bluegreen.operators.child import CHILD_RUN_KEY
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class ChildRunSensor(BaseSensorOperator):
+class ChildRunSensor(BaseOperator):
     """Wait until the run that a :class:`TriggerChildOperator` triggered has ended; return its report.
+
+    It waits in the triggerer, so that waiting parents never take the slots that their children need.
 
     Example::
 
@@ -25,37 +28,57 @@ class ChildRunSensor(BaseSensorOperator):
 
     :param trigger: the task that triggered it.
     :param operation: ``checkpoint``, ``resume`` or ``rollback``.
+    :param poke_interval: seconds between two looks.
     :raises FailedForNowError: when the child failed, with its report's message.
     """
 
-    def __init__(self, *, trigger: str, operation: str, **kwargs: Any) -> None:
+    def __init__(self, *, trigger: str, operation: str, poke_interval: float = 1.0, **kwargs: Any) -> None:
         kwargs.setdefault("trigger_rule", "none_failed")
-        kwargs.setdefault("mode", "reschedule")
-        kwargs.setdefault("poke_interval", 2)
-        kwargs.setdefault("timeout", timedelta(days=1).total_seconds())
-        kwargs.setdefault("retries", 2)
+        kwargs.setdefault("retries", 0)
+        kwargs.setdefault("retry_delay", timedelta(seconds=5))
         super().__init__(**kwargs)
         self.trigger = trigger
         self.operation = operation
+        self.poke_interval = poke_interval
 
-    def poke(self, context: Context) -> bool | PokeReturnValue:
-        """Look at the child's state; its report is this task's result."""
-        ti = context["ti"]
-        run_id = ti.xcom_pull(task_ids=self.trigger, key=CHILD_RUN_KEY)
-        dag_id = f"bluegreen_{self.operation}"
-        if not isinstance(run_id, str):
-            raise AirflowSkipException(f"the task {self.trigger} triggered nothing")
-        state = str(ti.get_dagrun_state(dag_id, run_id))
-        if state not in FINISHED_STATES:
-            self.log.info("%s run %s is %s", dag_id, run_id, state)
-            return False
-        report = ti.xcom_pull(dag_id=dag_id, run_id=run_id, task_ids="report")
+    def execute(self, context: Context) -> Any:
+        """Look at once; wait only for a child that has not ended."""
+        run_id = self._child(context)
+        if self._state(context, run_id) in FINISHED_STATES:
+            return self.execute_complete(context)
+        self.defer(
+            trigger=DagStateTrigger(
+                dag_id=f"bluegreen_{self.operation}",
+                states=sorted(FINISHED_STATES),  # type: ignore[arg-type]
+                run_ids=[run_id],
+                poll_interval=self.poke_interval,
+            ),
+            method_name="execute_complete",
+        )
+        return None
+
+    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """Return the child's report, whatever the trigger said.
+
+        :raises FailedForNowError: when the child did not succeed.
+        """
+        ti, run_id = context["ti"], self._child(context)
+        state = self._state(context, run_id)
+        report = ti.xcom_pull(dag_id=f"bluegreen_{self.operation}", run_id=run_id, task_ids="report")
         report = report if isinstance(report, dict) else {}
         if state != "success":
-            error = FailedForNowError(
-                f"the {self.operation} failed: {report.get('message') or f'run {run_id} left no report'}"
-            )
+            why = report.get("message") or f"run {run_id} is {state} and left no report"
+            error = FailedForNowError(f"the {self.operation} failed: {why}")
             ti.xcom_push(key=CHILD_REPORT_KEY, value=report)
             push_problem(context, error)
             raise error
-        return PokeReturnValue(is_done=True, xcom_value=report | {"child_run_id": run_id})
+        return {**report, "child_run_id": run_id}
+
+    def _child(self, context: Context) -> str:
+        run_id = context["ti"].xcom_pull(task_ids=self.trigger, key=CHILD_RUN_KEY)
+        if not isinstance(run_id, str):
+            raise AirflowSkipException(f"the task {self.trigger} triggered nothing")
+        return run_id
+
+    def _state(self, context: Context, run_id: str) -> str:
+        return plain(context["ti"].get_dagrun_state(f"bluegreen_{self.operation}", run_id))
