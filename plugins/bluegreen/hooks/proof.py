@@ -63,7 +63,7 @@ def prove_wal(node: NodeHook, checkpoint: Checkpoint, data_dir: str, found: Data
     redo = found.control("Latest checkpoint's REDO location")
     if parse_lsn(redo) >= parse_lsn(checkpoint.lsn):
         raise CheckpointLostError(
-            f"checkpoint {checkpoint.id} is lost: the last restart point of {node.where} is at {redo}, behind the "
+            f"checkpoint {checkpoint.id} is lost: the last restart point of {node.where} is at {redo}, past the "
             f"mark at {checkpoint.lsn}, so it has replayed the mark; {LOST}"
         )
     segment = int(found.control("Bytes per WAL segment"))

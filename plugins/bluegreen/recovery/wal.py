@@ -41,7 +41,7 @@ def segment_ids(first_lsn: str, last_lsn: str, segment_bytes: int) -> list[str]:
         raise FailedForNowError(f"found {segment_bytes} as the size of a WAL file, expected a power of two")
     per_id = 0x100000000 // segment_bytes
     if parse_lsn(first_lsn) > parse_lsn(last_lsn):
-        raise FailedForNowError(f"found the first LSN {first_lsn} behind the last one {last_lsn}, expected it before")
+        raise FailedForNowError(f"found {first_lsn} to {last_lsn} as a range of LSNs, expected the smaller one first")
     first = parse_lsn(first_lsn) // segment_bytes
     last = max(parse_lsn(last_lsn) - 1, 0) // segment_bytes
     return [f"{number // per_id:08X}{number % per_id:08X}" for number in range(first, last + 1)]
