@@ -115,7 +115,7 @@ def lab_json(settings: Settings, secrets: dict[str, str]) -> dict[str, Any]:
 def registry(settings: Settings) -> dict[str, Any]:
     """The registry of this one cluster, in the format of include/clusters.yaml."""
     ctl = settings.directory / "ctl"
-    checks = ["select count(*) = 1000 from orders", "select bool_and(total is not null) from orders"]
+    checks = ["select count(*) = 1000 from orders", "select bool_and(total > 0) from orders"]
     cluster = {
         "patroni": [f"http://{node.host}:{REST_PORT}" for node in settings.nodes],
         "postgres_conn_id": "lab_postgres",

@@ -116,6 +116,10 @@ class ReportOperator(BaseOperator):
             members = {}
         for value in gathered.values("rejoined_by"):
             members.setdefault(value["member"], {})["rejoined_by"] = value["rejoined_by"]
+        for value in gathered.values("members"):
+            for name, member in value["members"].items():
+                if isinstance(member, dict) and "rejoined_by" in member:
+                    members.setdefault(name, {})["rejoined_by"] = member["rejoined_by"]
         return members
 
 
