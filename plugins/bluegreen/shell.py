@@ -29,7 +29,8 @@ processes() { # directory: count the processes that work in it
 }
 section() { printf '%s\t' "$1"; base64 | tr -d '\n'; echo; }
 put() { # file: replace it atomically by standard input (base64), like the old one in owner and mode
-  real=$(readlink -f -- "$1"); new=$(mktemp -- "$real.bluegreen-XXXXXX")
+  real=$(readlink -f -- "$1") || { echo "there is no folder for $1" >&2; exit 45; }
+  new=$(mktemp -- "$real.bluegreen-XXXXXX")
   base64 -d > "$new"
   if [ -e "$real" ]; then chmod --reference="$real" -- "$new"; chown --reference="$real" -- "$new"; fi
   sync -- "$new"; mv -f -- "$new" "$real"; sync -- "$(dirname -- "$real")"

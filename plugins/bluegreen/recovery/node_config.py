@@ -71,7 +71,8 @@ class NodeConfig:
     def data_dir(self) -> str:
         """The data directory."""
         value = self._postgresql.get("data_dir")
-        if not isinstance(value, str) or not value.startswith("/") or value.rstrip("/").count("/") < 2:
+        sound = isinstance(value, str) and value.startswith("/") and value.isprintable()
+        if not sound or value.rstrip("/").count("/") < 2:
             raise RefusedError(
                 f"Patroni's configuration says postgresql.data_dir: {value!r}; "
                 "expected an absolute path at least two levels deep"
