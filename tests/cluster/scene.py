@@ -1,0 +1,190 @@
+"""The steps that the tests are told in: take a checkpoint, deploy something bad, roll back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lab.client import AirflowClient
+from lab.cluster import Lab
+from tests.cluster.verdict import Contents, Picture, contents
+
+JOURNAL = ".bluegreen-journal"
+LOCK = ".bluegreen-lock"
+DAG_SECONDS = 400
+
+SEED = """
+create table orders (id int primary key, customer text not null, total numeric not null);
+insert into orders select i, 'customer ' || i % 100, i * 1.25 from generate_series(1, 1000) i;
+create table payments (id int primary key, order_id int references orders, paid timestamptz);
+insert into payments select i, i, timestamptz '2026-01-01' + i * interval '1 minute' from generate_series(1, 1000) i;
+"""
+GOOD_MIGRATION = """
+alter table orders add column currency text not null default 'EUR';
+update orders set total = round(total, 1);
+create table shipments (id int primary key);
+insert into shipments select generate_series(1, 50);
+"""
+BAD_MIGRATION = """
+update orders set total = 0, customer = 'nobody';
+drop table payments;
+create table debris as select generate_series(1, 20000) as i;
+"""
+
+
+def seed(lab: Lab) -> None:
+    """The tables that the tests work on, and a second database."""
+    leader = lab.wait_leader(30)
+    lab.sql(leader, SEED, user="release")
+    lab.sql(leader, "create database reporting owner release", database="postgres")
+    lab.sql(leader, "create table figures as select generate_series(1, 100) as n", database="reporting", user="release")
+    wait_for("the seeded rows on every member", lambda: len({str(contents(lab, name)) for name in lab.names}) == 1)
+
+
+def wait_for(what: str, look: Callable[[], Any], seconds: float = 60, every: float = 0.1) -> Any:
+    """Call `look` until its answer is true; fail with `what` when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(every)
+    return found
+
+
+@dataclass
+class Scene:
+    """A fresh cluster, and what can be done with it."""
+
+    lab: Lab
+    airflow: AirflowClient
+    fresh: Picture
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Contents:
+        """What every member of the fresh cluster has."""
+        found = next(iter(self.fresh.members.values())).contents
+        assert found
+        return found
+
+    @property
+    def timeline(self) -> int:
+        """The timeline of the fresh cluster."""
+        found = self.fresh.members[str(self.fresh.leader)].timeline
+        assert found
+        return found
+
+    @property
+    def leader(self) -> str:
+        """The member that leads now."""
+        return self.lab.wait_leader(60)
+
+    @property
+    def held(self) -> str:
+        """The held member."""
+        return str(self.record["held"])
+
+    @property
+    def xid(self) -> int:
+        """The mark's transaction id."""
+        return int(self.record["xid"])
+
+    @property
+    def third(self) -> str:
+        """The replica that is not held."""
+        (name,) = set(self.lab.names) - {self.held, self.leader}
+        return name
+
+    def run(self, dag: str, **conf: Any) -> tuple[str, dict[str, Any]]:
+        """Run one of the DAGs to its end; return its state and report."""
+        return self.airflow.run(f"bluegreen_{dag}", {"cluster": self.lab.name, **conf}, seconds=DAG_SECONDS)
+
+    def must(self, dag: str, **conf: Any) -> dict[str, Any]:
+        """Run one of the DAGs, which must succeed; return its report."""
+        run_id = self.trigger(dag, **conf)
+        return self.finish(dag, run_id)
+
+    def trigger(self, dag: str, **conf: Any) -> str:
+        """Start one of the DAGs."""
+        return self.airflow.trigger(f"bluegreen_{dag}", {"cluster": self.lab.name, **conf})
+
+    def finish(self, dag: str, run_id: str) -> dict[str, Any]:
+        """Wait for the end of a run, which must succeed."""
+        state = self.airflow.wait(f"bluegreen_{dag}", run_id, seconds=DAG_SECONDS)
+        report = self.airflow.xcom(f"bluegreen_{dag}", run_id, "report") or {}
+        assert state == "success", (
+            f"{dag} {state}: {report.get('message')} [{self.airflow.summary(f'bluegreen_{dag}', run_id)}]"
+        )
+        return report
+
+    def refused(self, dag: str, **conf: Any) -> str:
+        """Run one of the DAGs, which must be refused; return its sentence."""
+        state, report = self.run(dag, **conf)
+        assert (state, report.get("result")) == ("failed", "refused"), f"{dag} {state}: {report}"
+        return str(report["message"])
+
+    def checkpoint(self, **conf: Any) -> dict[str, Any]:
+        """Take a checkpoint."""
+        report = self.must("checkpoint", **{"label": "release 1", **conf})
+        assert report["result"] == "held"
+        self.record = report["checkpoint"]
+        return report
+
+    def rollback_conf(self, **conf: Any) -> dict[str, Any]:
+        """The params of a rollback to the checkpoint that was taken."""
+        return {"checkpoint": self.record["id"], "confirm": self.lab.name, "reason": "a test", **conf}
+
+    def rollback(self, **conf: Any) -> dict[str, Any]:
+        """Roll back to the checkpoint that was taken."""
+        report = self.must("rollback", **self.rollback_conf(**conf))
+        assert report["result"] == "rolled_back"
+        return report
+
+    def deploy(self, migration: str, *, drop_database: str = "") -> Contents:
+        """Run a migration on the leader, as its owner; return what the leader has then."""
+        leader = self.leader
+        self.lab.sql(leader, migration, user="release")
+        if drop_database:
+            self.lab.sql(leader, f"drop database {drop_database}", database="postgres")
+        return contents(self.lab, leader)
+
+    def deploy_badly(self) -> Contents:
+        """Corrupt rows, drop a table and another database."""
+        found = self.deploy(BAD_MIGRATION, drop_database="reporting")
+        assert found != self.rows
+        return found
+
+    def journal(self, member: str | None = None) -> dict[str, Any]:
+        """The journal on a member, by default the held one; empty where there is none."""
+        path = self.lab.nodes[member or self.held].patroni_config
+        try:
+            return json.loads(path.with_name(path.name + JOURNAL).read_text())
+        except FileNotFoundError:
+            return {}
+
+    def locks(self) -> list[str]:
+        """The members that are locked."""
+        nodes = self.lab.nodes.values()
+        return [node.name for node in nodes if node.patroni_config.with_name(node.patroni_config.name + LOCK).exists()]
+
+    def wait_phase(self, *phases: str, seconds: float = 200) -> str:
+        """Wait until the held member's journal says one of these phases."""
+        wait_for(
+            f"the journal says {' or '.join(phases)}",
+            lambda: self.journal().get("phase") in phases,
+            seconds=seconds,
+            every=0.02,
+        )
+        return str(self.journal()["phase"])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to Patroni and PostgreSQL of a member, which stays down."""
+        self.lab.kill_patroni(name)
+        self.lab.kill_postgres(name)
+        wait_for(f"{name} is down", lambda: self.lab.postmaster(name) is None)
+
+    def wait_failover(self, old: str, seconds: float = 90) -> str:
+        """Wait until another member leads and takes writes."""
+        return wait_for(f"a leader that is not {old}", lambda: (n := self.lab.leader()) and n != old and n, seconds)

@@ -1,0 +1,33 @@
+"""A deployment that corrupts and drops data is undone, on every member."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cluster.scene import Scene
+from tests.cluster.verdict import history_files, verdict
+
+
+@pytest.mark.parametrize("rejoin", ["rewind", "reclone"])
+def test_a_rollback_brings_the_old_rows_back_on_every_member(scene: Scene, rejoin: str) -> None:
+    lab = scene.lab
+    scene.checkpoint()
+    held = scene.held
+    others = sorted(set(lab.names) - {held})
+    new = scene.deploy_badly()
+    verdict(lab, before=scene.fresh, rows=new, held=held)
+    for name in others:
+        lab.ssh(name, f"echo 'before the rollback' > {lab.nodes[name].data_dir}/marker").check_returncode()
+
+    report = scene.rollback(rejoin=rejoin)
+
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=held, timeline=scene.timeline + 1, after_xid=scene.xid)
+    # one more line only: nobody else was promoted on the way (H5a)
+    old, now = history_files(lab.nodes[others[0]]), history_files(lab.nodes[held])
+    assert set(now) - set(scene.fresh.members[held].histories) == {f"{scene.timeline + 1:08X}.history"}
+    assert old[f"{scene.timeline + 1:08X}.history"].strip().splitlines()[-1] == report["branch_line"]
+    assert {name: report["members"][name].get("rejoined_by") for name in others} == dict.fromkeys(others, rejoin)
+    assert report["discarded"]["transactions"] >= 3
+    assert report["discarded"]["wal_bytes"] > 100_000
+    if rejoin == "reclone":
+        assert not [name for name in others if (lab.nodes[name].data_dir / "marker").exists()]
