@@ -18,15 +18,16 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 _HOME = Path(tempfile.mkdtemp(prefix="bluegreen-tests-"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
+# A sourced environment could name a real database. What is set here is no more than what the lab's own
+# environment file sets again, since the lab starts its Airflow with this process's environment below its own.
+for _name in [name for name in os.environ if name.startswith("AIRFLOW__")]:
+    del os.environ[_name]
 os.environ.update(
     {
         "AIRFLOW_HOME": str(_HOME),
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT_ROOT / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT_ROOT / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME}/airflow.db",
-        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(_HOME / "logs"),
     }
 )
 
