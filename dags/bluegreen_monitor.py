@@ -22,6 +22,8 @@ with DAG(
     doc_md=__doc__,
 ) as dag:
     clusters = ListClustersOperator(task_id="clusters")
-    look = MonitorClusterOperator.partial(task_id="look").expand(cluster=clusters.output)
+    look = MonitorClusterOperator.partial(task_id="look", map_index_template="{{ task.cluster }}").expand(
+        cluster=clusters.output
+    )
 
     clusters >> look

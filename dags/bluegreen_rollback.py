@@ -72,7 +72,9 @@ with DAG(
     remove_cluster = RemoveClusterOperator(task_id="remove_cluster")
     start_leader = StartLeaderOperator(task_id="start_leader")
     others = ListMembersOperator(task_id="others", members=plan.output["others"])
-    rejoin = RejoinMemberOperator.partial(task_id="rejoin", how=dag.param("rejoin")).expand(member=others.output)
+    rejoin = RejoinMemberOperator.partial(
+        task_id="rejoin", how=dag.param("rejoin"), map_index_template="{{ task.member }}"
+    ).expand(member=others.output)
     close = CloseCheckpointOperator(task_id="close")
     put_back = PutBackOperator(task_id="put_back", trigger_rule="one_failed")
     unlock = UnlockClusterOperator(task_id="unlock", trigger_rule="all_done")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RELEASE_AHEAD_SECONDS = 180
 """Three looks of a monitor that runs every minute."""
 
+FORECAST_SHOWN_SECONDS = 7 * 86400
 FIGURES_KEY = "figures"
 
 
@@ -78,7 +79,7 @@ class MonitorClusterOperator(BluegreenOperator):
         look.disks()
         look.checkpoint()
         if look.must_release and hook.cluster.auto_release and survey.checkpoint:
-            look.problems += self._release(hook, survey, context, look.must_release)
+            look.problems = self._release(hook, survey, context, look.must_release) + look.problems
         figures = {"cluster": hook.cluster.name, "disks": look.disk_figures, **look.figures}
         context["ti"].xcom_push(key=FIGURES_KEY, value=figures)
         _send(hook.cluster.name, look.figures)
@@ -227,12 +228,14 @@ class _Look:
         figures[f"{which}_free_percent"] = round(disk.free_percent, 2)
         figures[f"{which}_full_in_seconds"] = None if full_in is None else round(full_in)
         limit = self.limits.disk_free_percent
-        forecast = "" if full_in is None else f", and full in {full_in / 60:.0f} min if it goes on like this"
-        text = f"{name}: {disk.device} ({which}) has {disk.free_percent:.1f} % free{forecast}; the limit is {limit:g} %"
+        soon = full_in is not None and full_in < FORECAST_SHOWN_SECONDS
+        forecast = f", and is full in {full_in / 60:.0f} min if it goes on like this" if soon and full_in else ""
+        text = f"{name}: {disk.device} has {disk.free_percent:.1f} % free{forecast}; the limit is {limit:g} %"
         above_limit = disk.free_bytes - disk.size_bytes * limit / 100
         at_limit_in = None if full_in is None or not disk.free_bytes else full_in * above_limit / disk.free_bytes
-        if disk.free_percent < limit:
-            self.problems.append(f"{text} (limits.disk_free_percent); make room, or end the hold")
+        problem = f"{text} (limits.disk_free_percent); make room, or end the hold"
+        if disk.free_percent < limit and problem not in self.problems:
+            self.problems.append(problem)
         if decides and (disk.free_percent < limit or (at_limit_in is not None and at_limit_in < RELEASE_AHEAD_SECONDS)):
             self.must_release = self.must_release or text
 
