@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bluegreen.checkpoint import check_label, new_id
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey, require_same
+from bluegreen.hooks.lag import check_delay
 from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.hooks.postgres import Row
+from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, is_finished, owner_of
 from bluegreen.recovery.node_config import NodeConfig
 from bluegreen.recovery.versions import ServerVersion
@@ -18,6 +21,7 @@ from bluegreen.topology import Member, Topology, check_standby, choose_standby, 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+DELAY_SECONDS = 5
 NEEDED_PROGRAMS = ("pg_ctl", "pg_controldata", "psql")
 
 
@@ -112,6 +116,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         checks.passed(f"every data directory is of the cluster {identity['system_identifier']} that SQL reports")
         _programs(data, version, checks)
         _lag(hook, primary.rows("replication"), standby, checks)
+        _delay(hook, standby, checks)
         _disks(hook, data, [leader.name, standby.name], checks)
         settings = {row["name"]: row["value"] for row in primary.rows("settings")}
         warnings = _settings(settings, survey.states[standby.name].config, checks)
@@ -206,6 +211,16 @@ def _lag(hook: ClusterHook, replication: list[Row], standby: Member, checks: _Ch
             "wait until it has caught up"
         )
     checks.passed(f"{standby.name} lags by {int(lag)} bytes, within {limit}")
+
+
+def _delay(hook: ClusterHook, standby: Member, checks: _Checks) -> None:
+    limit = hook.cluster.limits.lag_seconds
+    sql = hook.sql(standby.name, standby.host, standby.port)
+    try:
+        wait_until(partial(check_delay, sql, limit), seconds=DELAY_SECONDS)
+    except FailedForNowError as error:
+        raise RefusedError(f"{error}; wait until it has caught up, or choose another standby") from None
+    checks.passed(f"what {standby.name} shows is at most {limit:g} s old")
 
 
 def _disks(hook: ClusterHook, data: dict[str, DataDirectory], members: list[str], checks: _Checks) -> None:

@@ -71,8 +71,11 @@ class NodeConfig:
     def data_dir(self) -> str:
         """The data directory."""
         value = self._postgresql.get("data_dir")
-        sound = isinstance(value, str) and value.startswith("/") and value.isprintable()
-        if not sound or value.rstrip("/").count("/") < 2:
+        if (
+            not isinstance(value, str)
+            or not (value.startswith("/") and value.isprintable())
+            or value.rstrip("/").count("/") < 2
+        ):
             raise RefusedError(
                 f"Patroni's configuration says postgresql.data_dir: {value!r}; "
                 "expected an absolute path at least two levels deep"
@@ -186,17 +189,19 @@ def edit(text: str, settings: Mapping[tuple[str, ...], Any], *, where: str) -> s
     round_trip = YAML()
     round_trip.preserve_quotes = True
     round_trip.width = 1_000_000
-    round_trip.explicit_start = bool(_STARTS.match(text))
+    start = _STARTS.match(text)
+    head = start[0] if start else ""  # ruamel.yaml drops it
     mapping, offset = _indentation(text)
     round_trip.indent(mapping=mapping, sequence=offset + 2, offset=offset)
     try:
-        document = round_trip.load(text) if text.strip() else {}
+        document = round_trip.load(text[len(head) :]) if text.strip() else {}
         wanted = _load(text, where=where)
         for path, value in settings.items():
             # Always quoted: a plain off, no or date is another value in YAML 1.1, which Patroni reads (H15).
             _set(document, path, DoubleQuotedScalarString(value) if isinstance(value, str) else value)
             _set(wanted, path, value)
         out = io.StringIO()
+        out.write(head)
         round_trip.dump(document, out)
         after = yaml.safe_load(out.getvalue())
     except (RuamelError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 
 from bluegreen.exceptions import BluegreenError, FailedForNowError, RefusedError
-from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.lag import lag_problems
+from bluegreen.hooks.lag import look_at_lag
 from bluegreen.operators.base import push_problem
 from bluegreen.triggers.lag import LagTrigger
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LagSensor(BaseSensorOperator):
-    """Succeed when no standby lags by more than the registry's ``limits.lag_bytes``.
+    """Succeed when no standby lags by more than the registry's ``lag_bytes``, nor ``lag_seconds`` after a release.
 
     The held standby is judged by what it has received, since it replays nothing; after a release,
     with ``held_must_replay``, by what it has replayed. The first look is made at once; only when a
@@ -81,21 +80,14 @@ class LagSensor(BaseSensorOperator):
     def poke(self, context: Context) -> bool:
         """Look at every standby once; a look that fails is no success, and is tried again."""
         try:
-            with ClusterHook(self.cluster) as hook:
-                topology = hook.patroni.topology()
-                leader = topology.leader
-                rows = hook.sql(leader.name, leader.host, leader.port).rows("replication")
-                limit = hook.cluster.limits.lag_bytes
+            problems = look_at_lag(self.cluster, held=self.held or None, held_must_replay=self.held_must_replay)
         except RefusedError:
             raise
         except BluegreenError as error:
             self.log.warning("the lag is not known: %s", error)
             return False
-        problems = lag_problems(
-            topology, rows, limit_bytes=limit, held=self.held or None, held_must_replay=self.held_must_replay
-        )
         for problem in problems:
-            self.log.info("%s; the limit is %s bytes", problem, limit)
+            self.log.info("%s", problem)
         return not problems
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:

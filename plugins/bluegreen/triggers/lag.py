@@ -10,8 +10,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from bluegreen.exceptions import BluegreenError, RefusedError
-from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.lag import lag_problems
+from bluegreen.hooks.lag import look_at_lag
 
 
 class LagTrigger(BaseTrigger):
@@ -44,12 +43,7 @@ class LagTrigger(BaseTrigger):
 
     def look(self) -> list[str]:
         """Look at every standby once."""
-        with ClusterHook(self.cluster) as hook:
-            topology = hook.patroni.topology()
-            leader = topology.leader
-            rows = hook.sql(leader.name, leader.host, leader.port).rows("replication")
-            limit = hook.cluster.limits.lag_bytes
-        return lag_problems(topology, rows, limit_bytes=limit, held=self.held, held_must_replay=self.held_must_replay)
+        return look_at_lag(self.cluster, held=self.held, held_must_replay=self.held_must_replay)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until all keep up; what is refused ends the wait."""
