@@ -1,0 +1,1 @@
+"""How long a checkpoint and a rollback take, by hand and through Airflow."""
