@@ -76,7 +76,9 @@ with DAG(
         task_id="rejoin", how=dag.param("rejoin"), map_index_template="{{ task.member }}"
     ).expand(member=others.output)
     close = CloseCheckpointOperator(task_id="close")
-    put_back = PutBackOperator(task_id="put_back", trigger_rule="one_failed")
+    put_back = PutBackOperator(
+        task_id="put_back", after=("plan", "stop_replicas", "stop_held", "stop_leader", "recover", "start_leader")
+    )
     unlock = UnlockClusterOperator(task_id="unlock", trigger_rule="all_done")
     report = ReportOperator(
         task_id="report", operation="rollback", success="rolled_back", first="plan", undoing=("put_back",)
@@ -86,5 +88,5 @@ with DAG(
     plan >> [stop_replicas, stop_held]
     stop_replicas >> stop_leader
     [stop_leader, stop_held] >> recover >> remove_cluster >> start_leader >> rejoin >> close >> unlock
-    [stop_replicas, stop_held, stop_leader, recover] >> put_back >> unlock >> report >> outcome
+    [stop_replicas, stop_held, stop_leader, recover, start_leader] >> put_back >> unlock >> report >> outcome
     dag.add_result(report.output)

@@ -287,6 +287,20 @@ class ClusterHook:
             node.done(shell.drop_lock(node.config_path, found["lock"]), "removing the lock")
         raise FailedForNowError(f"{node.where}: the lock changed hands while it was taken")
 
+    def refuse_foreign_lock(self, owner: Owner, states: Mapping[str, NodeState]) -> None:
+        """Refuse to act when another run holds the lock on one of the members, as a run does whose lock was broken.
+
+        :raises LockedError: which says who holds it.
+        """
+        for name, state in sorted(states.items()):
+            if state.lock is not None:
+                other = parse_owner(state.lock, where=f"{self.nodes[name].where}: {self.nodes[name].config_path}")
+                if not other.is_same_run(owner):
+                    raise LockedError(
+                        f"{self.cluster.name} is locked by {other} (found on {name}); expected this run to hold it. "
+                        "Nothing more is done here: look at that run"
+                    )
+
     def unlock(self, owner: Owner, members: Iterable[str]) -> None:
         """Give back this run's lock on the members; another run's is left alone."""
         content = owner.model_dump_json()

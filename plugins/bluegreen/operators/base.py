@@ -16,7 +16,7 @@ from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryActi
 
 from bluegreen.checkpoint import Owner
 from bluegreen.exceptions import BluegreenError, RefusedError
-from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.cluster import ClusterHook, Survey
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -87,6 +87,16 @@ def owner_of(context: Context, operation: str) -> Owner:
         person=getattr(run, "triggering_user_name", None) or "",
         since=(run.start_date or datetime.now(UTC)).isoformat(timespec="seconds"),
     )
+
+
+def survey_as_owner(hook: ClusterHook, context: Context, *, patroni_must_answer: bool = False) -> Survey:
+    """Look at the cluster, and refuse to go on when another run holds its lock.
+
+    :raises LockedError: which says who holds it.
+    """
+    survey = hook.survey(patroni_must_answer=patroni_must_answer)
+    hook.refuse_foreign_lock(owner_of(context, ""), survey.states)
+    return survey
 
 
 def is_finished(context: Context, owner: Owner) -> bool:

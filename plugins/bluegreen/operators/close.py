@@ -11,7 +11,7 @@ from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.hold import check_released
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator, owner_of
+from bluegreen.operators.base import BluegreenOperator, owner_of, survey_as_owner
 from bluegreen.recovery.history import history_name
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class CloseCheckpointOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Prove, then remove."""
-        survey = hook.survey(patroni_must_answer=True)
+        survey = survey_as_owner(hook, context, patroni_must_answer=True)
         checkpoint = survey.checkpoint
         if checkpoint is None:
             return {"closed": False, "members": hook.member_states(survey.topology)}

@@ -13,7 +13,7 @@ from bluegreen.hooks.cluster import ClusterHook, Survey, ssh_host
 from bluegreen.hooks.hold import check_in_effect, check_tags, edited, require_in_place, sha256, write_hold
 from bluegreen.hooks.proof import prove_held
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator, deployment_of, owner_of
+from bluegreen.operators.base import BluegreenOperator, deployment_of, owner_of, survey_as_owner
 from bluegreen.recovery.node_config import display_settings, hold_settings
 from bluegreen.recovery.versions import HoldMechanism, ServerVersion
 from bluegreen.topology import Topology, check_standby
@@ -57,7 +57,7 @@ class HoldStandbyOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Write the journal, edit, reload, read back."""
-        survey = hook.survey(patroni_must_answer=True)
+        survey = survey_as_owner(hook, context, patroni_must_answer=True)
         if survey.topology is None:
             raise FailedForNowError("no Patroni answers")
         survey.require(member.name for member in survey.topology.members)
@@ -156,7 +156,7 @@ class RecordCheckpointOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Write the tags, reload, read them back, prove once more, write the journal."""
-        survey = hook.survey(patroni_must_answer=True)
+        survey = survey_as_owner(hook, context, patroni_must_answer=True)
         checkpoint = survey.checkpoint
         if checkpoint is None or checkpoint.hold is None or checkpoint.xid is None:
             raise RefusedError(f"{hook.cluster.name} has no checkpoint with a mark to record; take one first")

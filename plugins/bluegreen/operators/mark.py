@@ -10,7 +10,7 @@ from bluegreen.exceptions import CheckpointLostError, FailedForNowError, Refused
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.proof import look_at_held
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator
+from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 from bluegreen.topology import Topology, failover_candidates
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class MarkCheckpointOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Mark, wait until it is received, look whether it is visible."""
-        survey = hook.survey(patroni_must_answer=True)
+        survey = survey_as_owner(hook, context, patroni_must_answer=True)
         checkpoint, topology = survey.checkpoint, survey.topology
         if checkpoint is None or topology is None:
             raise RefusedError(f"no standby of {hook.cluster.name} is held; hold one first")

@@ -9,9 +9,9 @@ from airflow.sdk import BaseOperator
 
 from bluegreen.checkpoint import Checkpoint, Phase, check_id
 from bluegreen.exceptions import BluegreenError, CheckpointLostError, LockedError, RefusedError, UnreachableError
-from bluegreen.hooks.cluster import ClusterHook, Survey, require_same
+from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.node import DataDirectory
-from bluegreen.hooks.proof import look_at_held, prove_wal
+from bluegreen.hooks.proof import look_at_held, prove_identity, prove_wal
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_host_down
 from bluegreen.operators.base import BluegreenOperator, deployment_of, is_finished, is_running, owner_of
@@ -105,15 +105,10 @@ class PlanRollbackOperator(BluegreenOperator):
             is_finished=lambda other: is_finished(context, other),
         )
         data = hook.on_each(members, lambda node: node.data_directory(survey.states[node.member].config))
-        require_same(
-            {
-                name: found.control("Database system identifier")
-                for name, found in data.items()
-                if not (checkpoint.past_no_return and name != checkpoint.held and "controldata" not in found.raw)
-            },
-            checkpoint.system_identifier,
-            "system identifier",
-        )
+        for name in members:
+            # Past the point of no return another member's data may be gone: emptied, to be cloned.
+            if name == checkpoint.held or not checkpoint.past_no_return:
+                prove_identity(data[name], checkpoint, hook.nodes[name].where)
         discarded: dict[str, Any] = {}
         if not checkpoint.past_no_return:
             warnings += self._would_work(hook, survey, checkpoint, data)

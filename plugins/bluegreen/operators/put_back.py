@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.exceptions import AirflowSkipException
+
 from bluegreen import shell
-from bluegreen.checkpoint import Phase
+from bluegreen.checkpoint import Phase, parse_owner
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.leadership import start_patroni
@@ -14,7 +17,7 @@ from bluegreen.hooks.node import NodeHook
 from bluegreen.hooks.proof import prove_held
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator
+from bluegreen.operators.base import BluegreenOperator, owner_of, plain
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -31,13 +34,24 @@ class PutBackOperator(BluegreenOperator):
 
     Example::
 
-        put_back = PutBackOperator(task_id="put_back", cluster="orders", trigger_rule="one_failed")
+        put_back = PutBackOperator(task_id="put_back", cluster="orders", after=("stop", "recover"))
 
+    :param after: the tasks after whose failure it is put back; it waits for all of them to end.
     :raises FailedForNowError: when the old cluster did not come back in time.
     """
 
+    def __init__(self, *, after: Sequence[str], **kwargs: Any) -> None:
+        kwargs.setdefault("trigger_rule", "all_done")
+        super().__init__(**kwargs)
+        self.after = tuple(after)
+
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Look where the rollback stopped; undo, start, prove."""
+        ti = context["ti"]
+        found = ti.get_task_states(dag_id=ti.dag_id, task_ids=list(self.after), run_ids=[ti.run_id]).get(ti.run_id, {})
+        if not {plain(state) for state in found.values()} & {"failed", "upstream_failed"}:
+            raise AirflowSkipException("nothing failed, so nothing is put back")
+        owner = owner_of(context, "rollback")
         survey = hook.survey()
         checkpoint = survey.checkpoint
         if checkpoint is None:
@@ -45,6 +59,9 @@ class PutBackOperator(BluegreenOperator):
         if checkpoint.past_no_return:
             return {"put_back": False, "checkpoint": checkpoint.public()}
         if checkpoint.phase is Phase.HELD and not any(state.aside for state in survey.states.values()):
+            return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
+        lock = survey.states[checkpoint.held].lock if checkpoint.held in survey.states else None
+        if lock is None or not parse_owner(lock, where=checkpoint.held).is_same_run(owner):
             return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
         down = set(checkpoint.hosts_down)
         survey.require(set(checkpoint.members) - down)

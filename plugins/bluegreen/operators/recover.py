@@ -11,7 +11,7 @@ from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.hooks.proof import prove_identity, prove_wal
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_down, check_host_down
-from bluegreen.operators.base import BluegreenOperator
+from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -35,14 +35,14 @@ class RecoverToMarkOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Look how far an earlier try came, and do what is missing."""
-        survey = hook.survey()
+        survey = survey_as_owner(hook, context)
         checkpoint = survey.checkpoint
         if checkpoint is None:
             raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing to recover to")
         survey.require({checkpoint.held, *checkpoint.others} - set(checkpoint.hosts_down))
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         held = Standalone(node, state, checkpoint)
-        if checkpoint.phase is Phase.TAKEN_OVER:
+        if checkpoint.phase is Phase.TAKEN_OVER or (checkpoint.past_no_return and not state.aside):
             return {"branch_line": checkpoint.branch_line, "checkpoint": checkpoint.public()}
         if not state.aside:
             raise RefusedError(
@@ -53,10 +53,10 @@ class RecoverToMarkOperator(BluegreenOperator):
         found = node.data_directory(state.config)
         prove_identity(found, checkpoint, node.where)
         branch = held.branch(found)
-        if branch is None:
-            if checkpoint.past_no_return:
-                raise RefusedError(f"{node.where}: the journal says promoted, but no history line proves it")
-            if not found.server_processes:
+        if branch is None and checkpoint.past_no_return:
+            raise RefusedError(f"{node.where}: the journal says promoted, but no history line proves it")
+        if not found.server_processes:
+            if branch is None:
                 prove_wal(node, checkpoint, state.config.data_dir, found)
                 if checkpoint.phase is not Phase.RECOVERING:
                     checkpoint = checkpoint.advanced(Phase.RECOVERING)

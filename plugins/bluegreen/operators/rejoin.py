@@ -15,7 +15,7 @@ from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.hooks.proof import prove_identity
 from bluegreen.hooks.stopping import check_down, stop_member
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator
+from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 from bluegreen.recovery.versions import ServerVersion
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class RejoinMemberOperator(BluegreenOperator):
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Look whether it is back already; choose; rewind or clone; prove."""
         how = check_how(self.how)
-        survey = hook.survey()
+        survey = survey_as_owner(hook, context)
         checkpoint = survey.checkpoint
         if checkpoint is None or checkpoint.phase is not Phase.TAKEN_OVER:
             raise RefusedError(f"{hook.cluster.name} has no rollback whose takeover is proven; nothing rejoins before")

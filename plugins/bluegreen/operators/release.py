@@ -13,7 +13,14 @@ from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.hold import check_released, clean_text, require_in_place
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator, deployment_of, is_finished, is_running, owner_of
+from bluegreen.operators.base import (
+    BluegreenOperator,
+    deployment_of,
+    is_finished,
+    is_running,
+    owner_of,
+    survey_as_owner,
+)
 from bluegreen.recovery.versions import HoldMechanism
 
 if TYPE_CHECKING:
@@ -101,7 +108,7 @@ class UndoCheckpointOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Release and remove, if there is something of this run."""
-        survey = hook.survey(patroni_must_answer=True)
+        survey = survey_as_owner(hook, context, patroni_must_answer=True)
         checkpoint = survey.checkpoint
         if checkpoint is None or not checkpoint.taken_by.is_same_run(owner_of(context, "checkpoint")):
             return {"released": False, "warnings": []}

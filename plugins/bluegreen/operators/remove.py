@@ -9,7 +9,7 @@ from bluegreen.checkpoint import Phase
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import NodeHook
-from bluegreen.operators.base import BluegreenOperator
+from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -34,7 +34,7 @@ class RemoveClusterOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Prove that nobody lives, remove, read back."""
-        survey = hook.survey()
+        survey = survey_as_owner(hook, context)
         checkpoint = survey.checkpoint
         if checkpoint is None or not checkpoint.past_no_return:
             raise RefusedError(

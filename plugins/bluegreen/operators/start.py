@@ -14,7 +14,7 @@ from bluegreen.hooks.hold import clean_text
 from bluegreen.hooks.leadership import check_leader, prove_history, prove_write, start_patroni
 from bluegreen.hooks.node import NodeHook, NodeState
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator
+from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -38,7 +38,7 @@ class StartLeaderOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Bring the configuration back, start, wait for the leader, write."""
-        survey = hook.survey()
+        survey = survey_as_owner(hook, context)
         checkpoint = survey.checkpoint
         if checkpoint is None or not checkpoint.past_no_return:
             raise RefusedError(f"{hook.cluster.name} has no checkpoint whose promotion is proven; nothing is started")

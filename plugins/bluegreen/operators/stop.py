@@ -9,7 +9,7 @@ from bluegreen.exceptions import RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import NodeHook
 from bluegreen.hooks.stopping import stop_member
-from bluegreen.operators.base import BluegreenOperator
+from bluegreen.operators.base import BluegreenOperator, owner_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -44,6 +44,9 @@ class StopMembersOperator(BluegreenOperator):
             raise RefusedError(f"found {type(self.members).__name__} as members; expected a mapping of name to address")
         for name, address in self.members.items():
             hook.node(name, address["ssh_host"])
+
+        states = hook.on_each(self.members, NodeHook.state) if self.members else {}
+        hook.refuse_foreign_lock(owner_of(context, ""), states)
 
         def stop(node: NodeHook) -> dict[str, object]:
             address = self.members[node.member]
