@@ -118,7 +118,7 @@ class PatroniHook(BaseHook):
             try:
                 return parse_topology(self.get_json(f"{url.rstrip('/')}/cluster"))
             except FailedForNowError as error:
-                reasons.append(str(error))
+                reasons.append(str(error) if url in str(error) else f"{url}: {error}")
         raise UnreachableError(
             f"no Patroni of cluster {self.cluster.name!r} answers: {'; '.join(reasons)}. "
             "Check the registry's patroni: addresses, and that Patroni runs"
