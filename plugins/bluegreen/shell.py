@@ -16,6 +16,7 @@ JOURNAL = ".bluegreen-journal"
 LOCK = ".bluegreen-lock"
 LOG = ".bluegreen-log"
 ORIGINAL = ".bluegreen-original"
+RUNBOOK = ".bluegreen-runbook"
 SAVED = ".bluegreen-saved"
 HOLD_FILE = "zz_bluegreen.yml"
 """The hold's file where Patroni's configuration is a folder: its name sorts last."""
@@ -27,7 +28,7 @@ processes() { # directory: count the processes that work in it
   pattern=$(printf '%s' "$1" | sed 's/[][*?\\]/\\&/g')
   find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$pattern" 2>/dev/null | wc -l
 }
-section() { printf '%s\t' "$1"; base64 | tr -d '\n'; echo; }
+section() { printf '%s\t' "$1"; base64 -w 0; echo; }
 put() { # file: replace it atomically by standard input (base64), like the old one in owner and mode
   real=$(readlink -f -- "$1") || { echo "there is no folder for $1" >&2; exit 45; }
   new=$(mktemp -- "$real.bluegreen-XXXXXX")

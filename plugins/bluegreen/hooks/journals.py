@@ -7,7 +7,7 @@ from bluegreen.checkpoint import Checkpoint
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import NodeHook
 
-LEFTOVERS = (shell.JOURNAL, shell.ORIGINAL, shell.SAVED, shell.LOG)
+LEFTOVERS = (shell.JOURNAL, shell.ORIGINAL, shell.SAVED, shell.LOG, shell.RUNBOOK)
 
 
 def remove_journals(hook: ClusterHook, checkpoint: Checkpoint, members: set[str]) -> None:

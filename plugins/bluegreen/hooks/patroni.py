@@ -20,6 +20,7 @@ from bluegreen.topology import Topology, parse_topology
 
 TIMEOUT_SECONDS = 4.0
 ANSWER_SECONDS = 10.0
+RESTART_SECONDS = 120.0
 ANSWER_LIMIT_BYTES = 4 * 1024 * 1024
 
 
@@ -73,17 +74,21 @@ class PatroniHook(BaseHook):
             self._client = httpx.Client(auth=auth, verify=context, timeout=TIMEOUT_SECONDS, trust_env=False)
         return self._client
 
-    def request(self, method: str, url: str, body: Any = None) -> tuple[int, str]:
+    def request(
+        self, method: str, url: str, body: Any = None, *, read_seconds: float = TIMEOUT_SECONDS
+    ) -> tuple[int, str]:
         """Send one request and return status and text.
 
+        :param read_seconds: how long the answer may take to begin.
         :raises UnreachableError: when no whole answer came in time.
         :raises FailedForNowError: when the answer is too large.
         """
         client = self.get_conn()
         # The client's timeout is for each read; an answer that trickles in must end too.
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + ANSWER_SECONDS + read_seconds - TIMEOUT_SECONDS
+        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=read_seconds)
         try:
-            with client.stream(method, url, json=body) as response:
+            with client.stream(method, url, json=body, timeout=timeout) as response:
                 content = b""
                 for part in response.iter_bytes():
                     content += part
@@ -157,6 +162,28 @@ class PatroniHook(BaseHook):
             )
         if status not in (200, 202):
             raise FailedForNowError(f"POST {base_url(api_url)}/reload answered {status}: {text[:120]!r}; expected 202")
+        self._wake(api_url)
+
+    def _wake(self, api_url: str) -> None:
+        """Give a member its turn now; else it reads its configuration at the next one, up to ``loop_wait`` later.
+
+        Taking a key out of the dynamic configuration that is not in it writes nothing, and ends the member's nap.
+        Source: ``do_PATCH_config`` in ``patroni/api.py``.
+        """
+        try:
+            self.request("PATCH", f"{base_url(api_url)}/config", {"bluegreen_wakes_this_member": None})
+        except FailedForNowError as error:
+            self.log.info("it will read its configuration at its next turn: %s", error)
+
+    def restart(self, api_url: str) -> None:
+        """Have Patroni restart a member's PostgreSQL, and wait until it has.
+
+        :raises FailedForNowError: when it did not.
+        """
+        url = f"{base_url(api_url)}/restart"
+        status, text = self.request("POST", url, {}, read_seconds=RESTART_SECONDS)
+        if status != 200:
+            raise FailedForNowError(f"POST {url} answered {status}: {text[:120]!r}; expected 200")
 
     def health(self, api_url: str, path: str) -> int:
         """Return the status of a health check such as ``/primary``; 0 when it does not answer."""

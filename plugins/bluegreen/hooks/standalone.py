@@ -137,16 +137,15 @@ class Standalone:
         """
         deadline = time.monotonic() + RECOVERY_SECONDS
         while True:
-            now = self.node.data_directory(self.state.config)
-            if not now.server_processes:
-                raise FailedForNowError(
-                    f"{self.node.where}: the server ended before its promotion at the mark; it said: {self._log_tail()}"
-                )
             try:
                 if self.sql(found, "select pg_is_in_recovery()") == "f":
                     break
             except BluegreenError as error:
                 self.node.log.info("%s", error)
+            if not self.node.data_directory(self.state.config).server_processes:
+                raise FailedForNowError(
+                    f"{self.node.where}: the server ended before its promotion at the mark; it said: {self._log_tail()}"
+                )
             if time.monotonic() > deadline:
                 raise FailedForNowError(f"{self.node.where}: not promoted within {RECOVERY_SECONDS} s")
             time.sleep(0.1)
@@ -164,9 +163,8 @@ class Standalone:
         wanted = [line for line in result.output.splitlines() if "FATAL" in line or "PANIC" in line]
         return " ".join((wanted or result.output.splitlines() or ["nothing"])[-1].split())[:400]
 
-    def open(self) -> None:
+    def open(self, found: DataDirectory) -> None:
         """Put the server's own files back and have it read them."""
-        found = self.node.data_directory(self.state.config)
         self.node.done(
             shell.restore_saved(
                 config=self.node.config_path, data_dir=self.data_dir, originals=self._to_put_back(), signals="none"

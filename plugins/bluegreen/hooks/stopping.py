@@ -43,17 +43,20 @@ def check_down(node: NodeHook, state: NodeState, host: str, port: int) -> DataDi
     return found
 
 
-def stop_member(node: NodeHook, host: str, port: int) -> dict[str, object]:
+def stop_member(node: NodeHook, host: str, port: int, state: NodeState | None = None) -> dict[str, object]:
     """Stop Patroni and PostgreSQL on a node, for good: through a reboot, until its own rejoin (H13, H14).
 
     The configuration is moved aside first: a running Patroni does not need it, and nobody can start
     another one meanwhile.
 
+    :param state: the node's configuration, where it was read just now.
     :raises FailedForNowError: when it did not stop.
     """
-    state = node.state()
-    node.done(shell.set_aside(node.config_path), "moving Patroni's configuration aside")
-    if node.service_status().running:
+    state = state or node.state()
+    if not state.aside:
+        node.done(shell.set_aside(node.config_path), "moving Patroni's configuration aside")
+    # Where it was in place, the service most likely runs; stopping one that does not is harmless.
+    if not state.aside or node.service_status().running:
         try:
             node.service("stop", timeout_seconds=STOP_SECONDS)
         except OutcomeUnknownError as error:
@@ -73,7 +76,8 @@ def stop_member(node: NodeHook, host: str, port: int) -> dict[str, object]:
             "stopping PostgreSQL, which its service left running",
             timeout_seconds=STOP_SECONDS,
         )
-    found = wait_until(lambda: check_down(node, state, host, port), seconds=20)
+    if found.server_processes or listens(host, port):
+        found = wait_until(lambda: check_down(node, state, host, port), seconds=20)
     try:
         cluster_state = found.control("Database cluster state")
     except FailedForNowError:

@@ -11,11 +11,13 @@ from bluegreen.checkpoint import Checkpoint, Hold, MemberAddress, Phase, check_i
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey, ssh_host
 from bluegreen.hooks.hold import check_in_effect, check_tags, edited, require_in_place, sha256, write_hold
+from bluegreen.hooks.node import NodeHook
 from bluegreen.hooks.proof import prove_held
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, deployment_of, owner_of, survey_as_owner
 from bluegreen.recovery.node_config import display_settings, hold_settings
 from bluegreen.recovery.versions import HoldMechanism, ServerVersion
+from bluegreen.runbook import Place, runbook
 from bluegreen.topology import Topology, check_standby
 
 if TYPE_CHECKING:
@@ -177,5 +179,35 @@ class RecordCheckpointOperator(BluegreenOperator):
             seconds=TAKES_EFFECT_SECONDS,
         )
         prove_held(hook, checkpoint)
+        text = self._write_runbook(hook, survey, checkpoint)
         hook.write_journal(checkpoint, needed=checkpoint.members)
-        return {"checkpoint": checkpoint.public(), "journal": node.config_path + shell.JOURNAL}
+        return {
+            "checkpoint": checkpoint.public(),
+            "journal": node.config_path + shell.JOURNAL,
+            "runbook_path": node.config_path + shell.RUNBOOK,
+            "runbook": text,
+        }
+
+    def _write_runbook(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> str:
+        def write(node: NodeHook) -> None:
+            node.done(shell.replace_files({node.config_path + shell.RUNBOOK: text}), "writing the runbook")
+
+        def bin_dir(node: NodeHook) -> str:
+            return node.data_directory(survey.states[node.member].config).bin_dir
+
+        places = {}
+        for name, found in hook.on_each(checkpoint.members, bin_dir).items():
+            node = hook.nodes[name]
+            places[name] = Place(
+                ssh_host=node.address,
+                config=node.config_path,
+                data_dir=survey.states[name].config.data_dir,
+                bin_dir=found,
+                os_user=node.commands.os_user,
+                start=node.commands.start,
+                stop=node.commands.stop,
+                patronictl=node.commands.patronictl,
+            )
+        text = runbook(checkpoint, places, superuser=survey.states[checkpoint.held].config.superuser)
+        hook.on_each(checkpoint.members, write)
+        return text

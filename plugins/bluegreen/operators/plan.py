@@ -15,7 +15,7 @@ from bluegreen.hooks.proof import look_at_held, prove_identity, prove_wal
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_host_down
 from bluegreen.operators.base import BluegreenOperator, deployment_of, is_finished, is_running, owner_of
-from bluegreen.operators.rejoin import check_how, why_no_rewind
+from bluegreen.operators.rejoin import ASKED_FOR, check_how, why_no_rewind, why_rewind
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -111,6 +111,8 @@ class PlanRollbackOperator(BluegreenOperator):
                 prove_identity(data[name], checkpoint, hook.nodes[name].where)
         discarded: dict[str, Any] = {}
         if not checkpoint.past_no_return:
+            if how == "rewind":
+                _all_can_be_rewound(survey, data, [name for name in members if name != checkpoint.held])
             warnings += self._would_work(hook, survey, checkpoint, data)
             discarded, more = _discarded(hook, survey, checkpoint)
             warnings += more
@@ -177,8 +179,12 @@ class PlanRollbackOperator(BluegreenOperator):
         parts = {checkpoint.held: "recovers to the mark and becomes the leader"}
         for name in others:
             reason = why_no_rewind(data[name], survey.states[name])
-            clone = how == "reclone" or (how == "auto" and reason)
-            parts[name] = f"is cloned afresh ({reason or 'asked for'})" if clone else "is rewound"
+            if how == "rewind" and reason:
+                parts[name] = f"cannot be rewound ({reason})"
+            elif how == "reclone" or reason:
+                parts[name] = f"is cloned afresh ({reason if how == 'auto' else ASKED_FOR})"
+            else:
+                parts[name] = f"is rewound ({why_rewind(data[name]) if how == 'auto' else ASKED_FOR})"
         parts.update({name: "is declared down: rejoins later" for name in down})
         for name, part in sorted(parts.items()):
             self.log.info("%s %s", name, part)
@@ -241,6 +247,13 @@ def _members_down(survey: Survey, checkpoint: Checkpoint, down: set[str]) -> Non
             "with the discarded data must be stopped. Expected every member reachable, or, where its host is "
             "certainly down and cannot come back by itself, named in hosts_down"
         )
+
+
+def _all_can_be_rewound(survey: Survey, data: dict[str, DataDirectory], others: list[str]) -> None:
+    reasons = {name: reason for name in others if (reason := why_no_rewind(data[name], survey.states[name]))}
+    if reasons:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise RefusedError(f"rejoin = rewind is not possible ({listed}); use rejoin = auto or reclone")
 
 
 def _discarded(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:

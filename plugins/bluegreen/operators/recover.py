@@ -49,8 +49,7 @@ class RecoverToMarkOperator(BluegreenOperator):
                 f"{node.where}: {node.config_path} is in place, so Patroni could start; expected it moved aside. "
                 "Stop the member first"
             )
-        histories = self._others_down(hook, survey, checkpoint)
-        found = node.data_directory(state.config)
+        found, histories = self._look(hook, survey, checkpoint)
         prove_identity(found, checkpoint, node.where)
         branch = held.branch(found)
         if branch is None and checkpoint.past_no_return:
@@ -71,12 +70,12 @@ class RecoverToMarkOperator(BluegreenOperator):
                 checkpoint = checkpoint.advanced(Phase.RECOVERING)
             checkpoint = checkpoint.advanced(Phase.PROMOTED, branch_line=line.line, new_timeline=timeline)
             hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
-        held.open()
+        held.open(found)
         self.log.info("promoted at the mark, timeline %s: %s", timeline, line.line)
         return {"branch_line": line.line, "checkpoint": checkpoint.public()}
 
-    def _others_down(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> dict[str, str]:
-        """Prove every other member down and return all their history files."""
+    def _look(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> tuple[DataDirectory, dict[str, str]]:
+        """Prove every other member down; return the held one's data directory and the others' history files."""
         down = set(checkpoint.hosts_down)
         for name in sorted(down):
             address = checkpoint.members[name]
@@ -85,6 +84,8 @@ class RecoverToMarkOperator(BluegreenOperator):
         def look(node: NodeHook) -> DataDirectory:
             address = checkpoint.members[node.member]
             state = survey.states[node.member]
+            if node.member == checkpoint.held:
+                return node.data_directory(state.config)
             if not state.aside:
                 raise FailedForNowError(
                     f"{node.where}: {node.config_path} is in place, so Patroni could start there; "
@@ -92,5 +93,6 @@ class RecoverToMarkOperator(BluegreenOperator):
                 )
             return check_down(node, state, address.host, address.port)
 
-        found = hook.on_each([name for name in checkpoint.others if name not in down], look)
-        return {name: text for member in found.values() for name, text in member.histories.items()}
+        found = hook.on_each({checkpoint.held, *checkpoint.others} - down, look)
+        held = found.pop(checkpoint.held)
+        return held, {name: text for member in found.values() for name, text in member.histories.items()}

@@ -21,6 +21,7 @@ from bluegreen.recovery.versions import ServerVersion
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+ASKED_FOR = "asked for"
 HOWS = ("auto", "rewind", "reclone")
 STREAMING_SECONDS = 60
 REWIND_SECONDS = 1800
@@ -80,7 +81,8 @@ class RejoinMemberOperator(BluegreenOperator):
                 self._rewind(node, state, checkpoint, found)
                 node.done(shell.bring_back(node.config_path), "bringing Patroni's configuration back")
                 start_patroni(node)
-                return self._back(hook, checkpoint, survey, "rewind", seconds=STREAMING_SECONDS)
+                back = self._back(hook, checkpoint, survey, "rewind", seconds=STREAMING_SECONDS)
+                return {**back, "rejoined_because": why_rewind(found) if how == "auto" else ASKED_FOR}
             except (FailedForNowError, OutcomeUnknownError) as error:
                 if how == "rewind":
                     raise
@@ -89,7 +91,8 @@ class RejoinMemberOperator(BluegreenOperator):
                 stop_member(node, address.host, address.port)
         warnings = self._reclone(hook, node, state, checkpoint)
         back = self._back(hook, checkpoint, survey, "reclone", seconds=CLONE_SECONDS)
-        return {**back, "reason": reason or "asked for", "warnings": warnings}
+        because = reason if how == "auto" and reason else ASKED_FOR
+        return {**back, "rejoined_because": because, "warnings": warnings}
 
     def _rewind(self, node: NodeHook, state: NodeState, checkpoint: Checkpoint, found: DataDirectory) -> None:
         prove_identity(found, checkpoint, node.where)
@@ -160,15 +163,28 @@ def why_no_rewind(found: DataDirectory, state: NodeState) -> str:
     if "pg_rewind" not in found.programs:
         return f"no pg_rewind in {found.bin_dir!r}"
     try:
-        checksums = found.control("Data page checksum version") not in {"", "0"}
-        hints = found.control("wal_log_hints setting") == "on"
+        if not _tracks_hint_bits(found):
+            return "neither data checksums nor wal_log_hints are on"
     except BluegreenError as error:
         return str(error)
-    if not checksums and not hints:
-        return "neither data checksums nor wal_log_hints are on"
     if not state.config.rewind_login():
         return "its Patroni configuration names no user for it"
     return ""
+
+
+def why_rewind(found: DataDirectory) -> str:
+    """Return what makes ``pg_rewind`` possible on a member on which nothing speaks against it.
+
+    :raises FailedForNowError: when ``pg_controldata`` does not say.
+    """
+    return f"{' and '.join(_tracks_hint_bits(found))} are on"
+
+
+def _tracks_hint_bits(found: DataDirectory) -> list[str]:
+    """Return which of the two that ``pg_rewind`` needs one of are on (pg_rewind, Notes)."""
+    checksums = found.control("Data page checksum version") not in {"", "0"}
+    hints = found.control("wal_log_hints setting") == "on"
+    return [name for name, on in (("data checksums", checksums), ("wal_log_hints", hints)) if on]
 
 
 def check_streaming(hook: ClusterHook, checkpoint: Checkpoint, member: str) -> None:

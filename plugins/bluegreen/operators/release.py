@@ -10,7 +10,7 @@ from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase, check_id
 from bluegreen.exceptions import LockedError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
-from bluegreen.hooks.hold import check_released, clean_text, require_in_place
+from bluegreen.hooks.hold import check_released, clean_text, replay_position, require_in_place, set_replay_going
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import (
@@ -136,7 +136,7 @@ def find(hook: ClusterHook, survey: Survey, wanted: object) -> Checkpoint:
 
 
 def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[str]:
-    """Release a hold and return warnings.
+    """Release a hold, see that replay goes on, and return warnings.
 
     :raises FailedForNowError: when it did not take effect in time.
     """
@@ -148,6 +148,7 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
         hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
     warnings: list[str] = []
     if checkpoint.hold is not None:
+        since, _ = replay_position(hook, checkpoint)
         clean, warning = clean_text(node, state, checkpoint.hold)
         if state.folder:
             node.done(
@@ -164,4 +165,5 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
         if checkpoint.hold.mechanism is HoldMechanism.REPLAY_PAUSE:
             hook.sql_of(checkpoint, checkpoint.held).rows("resume_replay")
         wait_until(partial(check_released, hook, checkpoint), seconds=TAKES_EFFECT_SECONDS)
+        warnings += set_replay_going(hook, checkpoint, since)
     return warnings

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 GOOD_RESULTS = frozenset({"held", "resumed", "rolled_back", "deployed"})
 REFUSALS = frozenset({"RefusedError", "RegistryError", "CheckpointLostError", "LockedError"})
 _FAILED_STATES = frozenset({"failed", "upstream_failed"})
+_GOOD_STATES = frozenset({"success", "skipped", "removed"})
 
 
 class ReportOperator(BaseOperator):
@@ -74,7 +75,7 @@ class ReportOperator(BaseOperator):
             "warnings": gathered.warnings(),
             "requested_by": getattr(context["dag_run"], "triggering_user_name", None) or "",
         }
-        for key in ("checks", "discarded", "reason", "parts", "branch_line", "deployment"):
+        for key in ("checks", "discarded", "reason", "parts", "branch_line", "deployment", "runbook_path", "runbook"):
             value = gathered.last(key)
             if value is not None:
                 report[key] = value
@@ -115,11 +116,11 @@ class ReportOperator(BaseOperator):
             self.log.warning("the members are not known: %s", error)
             members = {}
         for value in gathered.values("rejoined_by"):
-            members.setdefault(value["member"], {})["rejoined_by"] = value["rejoined_by"]
+            members.setdefault(value["member"], {}).update(_how_it_rejoined(value))
         for value in gathered.values("members"):
             for name, member in value["members"].items():
                 if isinstance(member, dict) and "rejoined_by" in member:
-                    members.setdefault(name, {})["rejoined_by"] = member["rejoined_by"]
+                    members.setdefault(name, {}).update(_how_it_rejoined(member))
         return members
 
 
@@ -214,9 +215,13 @@ class Gathered:
                     self.problems[name] = problem
                 self.child_reports[name] = _all(ti, name, CHILD_REPORT_KEY)
 
+    def _states_of(self, name: str) -> list[str]:
+        # Airflow calls the instances of a mapped task by its name, "_" and a number.
+        keys = ((key, *key.rpartition("_")[::2]) for key in self.states)
+        return [self.states[key] for key, task, index in keys if key == name or (task == name and index.isdecimal())]
+
     def _any_state(self, name: str, wanted: frozenset[str]) -> bool:
-        mapped = [state for key, state in self.states.items() if key == name or key.rpartition("_")[0] == name]
-        return any(state in wanted for state in mapped)
+        return any(state in wanted for state in self._states_of(name))
 
     def child_report(self, name: str) -> dict[str, Any]:
         """Return the report of the child that a task waited for, also of one that failed."""
@@ -224,8 +229,12 @@ class Gathered:
         return found[-1] if found else {}
 
     def failed(self, undoing: tuple[str, ...]) -> list[str]:
-        """Return the tasks that failed, or never ran because one before them did."""
-        return [name for name in self.task_ids if name not in undoing and self._any_state(name, _FAILED_STATES)]
+        """Return the tasks that did not end well: failed, never ran, or of which nothing is known."""
+        return [
+            name
+            for name in self.task_ids
+            if name not in undoing and not (set(self._states_of(name)) or {""}) <= _GOOD_STATES
+        ]
 
     def why(self, failed: list[str]) -> str:
         """Return the first failure's sentence."""
@@ -263,6 +272,10 @@ class Gathered:
         """Return all warnings, each once."""
         found = [line for result in self.values("warnings") for line in result["warnings"]]
         return list(dict.fromkeys(found))
+
+
+def _how_it_rejoined(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: result[key] for key in ("rejoined_by", "rejoined_because") if key in result}
 
 
 def _all(ti: Any, task_id: str, key: str) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from bluegreen.exceptions import RefusedError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class StopMembersOperator(BluegreenOperator):
-    """Stop Patroni and PostgreSQL on some members, side by side, and prove each one down.
+    """Stop Patroni and PostgreSQL on members, in order and otherwise side by side, and prove each one down.
 
     Down means: no process on the data directory, the port closed, and Patroni's configuration moved
     aside, so that neither a reboot nor a person starts it by accident (hazards H13 and H14).
@@ -29,30 +30,45 @@ class StopMembersOperator(BluegreenOperator):
         )
 
     :param members: name to ``host``, ``port`` and ``ssh_host`` (templated); an empty mapping does nothing.
+    :param beside: members that are stopped meanwhile, at any moment (templated).
+    :param last: members that are stopped when all of ``members`` are down, as the leader must be: while another
+        replica runs, that one would be promoted in its place (hazard H5) (templated).
     :raises FailedForNowError: when a member did not stop.
     """
 
-    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "members")
+    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "members", "beside", "last")
 
-    def __init__(self, *, members: Any, **kwargs: Any) -> None:
+    def __init__(self, *, members: Any, beside: Any = None, last: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.members = members
+        self.beside = beside
+        self.last = last
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Stop each that is not down yet."""
-        if not isinstance(self.members, dict):
-            raise RefusedError(f"found {type(self.members).__name__} as members; expected a mapping of name to address")
-        for name, address in self.members.items():
+        members, beside, last = (_mapping(value) for value in (self.members, self.beside or {}, self.last or {}))
+        addresses = {**members, **beside, **last}
+        for name, address in addresses.items():
             hook.node(name, address["ssh_host"])
 
-        states = hook.on_each(self.members, NodeHook.state) if self.members else {}
+        states = hook.on_each(addresses, NodeHook.state)
         hook.refuse_foreign_lock(owner_of(context, ""), states)
 
         def stop(node: NodeHook) -> dict[str, object]:
-            address = self.members[node.member]
-            return stop_member(node, address["host"], int(address["port"]))
+            address = addresses[node.member]
+            return stop_member(node, address["host"], int(address["port"]), states[node.member])
 
-        stopped = hook.on_each(self.members, stop) if self.members else {}
-        for name, found in stopped.items():
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            meanwhile = pool.submit(hook.on_each, beside, stop)
+            stopped = hook.on_each(members, stop)
+            stopped |= hook.on_each(last, stop)
+            stopped |= meanwhile.result()
+        for name, found in sorted(stopped.items()):
             self.log.info("%s is down: %s", name, found["state"])
         return {"stopped": stopped}
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RefusedError(f"found {type(value).__name__} as members; expected a mapping of name to address")
+    return value
