@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
 from lab import lifecycle
 from lab.client import AirflowClient, lab_client
 from lab.cluster import Lab

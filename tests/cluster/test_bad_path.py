@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.cluster.scene import Scene
 from tests.cluster.verdict import history_files, verdict
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import httpx
 import psycopg
+from lab.cluster import Lab, Member
 from psycopg import sql
 from rich.console import Console
 from rich.table import Table
-
-from lab.cluster import Lab, Member
 
 TABLES = """
 select n.nspname, c.relname,
@@ -82,7 +81,9 @@ def contents(lab: Lab, node: str) -> Contents:
     """Everything that users have on this member: roles, and per table its schema, owner and a sum over its rows."""
     found: Contents = {}
     with lab.connect(node, "postgres") as connection:
-        names = connection.execute("select datname from pg_database where datallowconn and not datistemplate order by 1")
+        names = connection.execute(
+            "select datname from pg_database where datallowconn and not datistemplate order by 1"
+        )
         databases = [name for (name,) in names]
         found["roles"] = ", ".join(name for (name,) in connection.execute("select rolname from pg_roles order by 1"))
     for database in databases:
@@ -98,12 +99,22 @@ def contents(lab: Lab, node: str) -> Contents:
 def dcs(lab: Lab) -> dict[str, str]:
     """Every key of the cluster in etcd, without the common prefix."""
     prefix = f"/service/{lab.name}/"
+    return {_text(pair["key"]).removeprefix(prefix): _text(pair.get("value", "")) for pair in _etcd(lab)}
+
+
+def initialize_revision(lab: Lab) -> str:
+    """When the cluster was initialized, as etcd counts."""
+    return next((pair["create_revision"] for pair in _etcd(lab) if _text(pair["key"]).endswith("/initialize")), "")
+
+
+def _etcd(lab: Lab) -> list[dict[str, str]]:
+    prefix = f"/service/{lab.name}/"
     end = prefix[:-1] + chr(ord("/") + 1)
     body = {"key": _b64(prefix), "range_end": _b64(end)}
     answer = httpx.post(f"http://{lab.info['dcs']}/v3/kv/range", json=body, timeout=5, trust_env=False)
     answer.raise_for_status()
-    pairs = answer.json().get("kvs", [])
-    return {_text(pair["key"]).removeprefix(prefix): _text(pair.get("value", "")) for pair in pairs}
+    found: list[dict[str, str]] = answer.json().get("kvs", [])
+    return found
 
 
 def _b64(text: str) -> str:
@@ -121,7 +132,10 @@ def history_files(member: Member) -> dict[str, str]:
 
 def leftovers(member: Member) -> frozenset[str]:
     """What lies beside Patroni's YAML, and in the data directory, with our name on it."""
-    found = {path.name.removeprefix(member.patroni_config.name) for path in member.patroni_config.parent.glob("*.bluegreen-*")}
+    found = {
+        path.name.removeprefix(member.patroni_config.name)
+        for path in member.patroni_config.parent.glob("*.bluegreen-*")
+    }
     found |= {f"data/{path.name}" for path in member.data_dir.glob("*bluegreen*")}
     found |= {f"data/pg_wal/{path.name}" for path in (member.data_dir / "pg_wal").glob("*bluegreen*")}
     return frozenset(found)
@@ -169,7 +183,9 @@ def _member(lab: Lab, node: Member, known: dict[str, Any], streaming: set[str]) 
             names = ["recovery_min_apply_delay", "hot_standby_feedback", "archive_mode", "archive_command"]
             rows = connection.execute("select name, setting from pg_settings where name = any(%s)", [names])
             found.settings = dict(rows.fetchall())
-            found.slots = [name for (name,) in connection.execute("select slot_name from pg_replication_slots order by 1")]
+            found.slots = [
+                name for (name,) in connection.execute("select slot_name from pg_replication_slots order by 1")
+            ]
         found.contents = contents(lab, node.name)
     except psycopg.Error as error:
         found.error = f"SQL: {' '.join(str(error).split())}"
@@ -322,7 +338,8 @@ def unchanged(lab: Lab, before: Picture, seconds: float = 10) -> None:
         faults += [
             f"DCS: {key} is {_short(picture.dcs.get(key))}, was {_short(before.dcs.get(key))}"
             for key in sorted(set(picture.dcs) | set(before.dcs))
-            if (key in stable and picture.dcs.get(key) != before.dcs.get(key)) or (key in picture.dcs) != (key in before.dcs)
+            if (key in stable and picture.dcs.get(key) != before.dcs.get(key))
+            or (key in picture.dcs) != (key in before.dcs)
         ]
         if not faults:
             return

@@ -1,0 +1,62 @@
+"""A failover during the hold, and timeline numbers that are used already (hazards H5 and H6)."""
+
+from __future__ import annotations
+
+from tests.cluster.scene import Scene, wait_for
+from tests.cluster.verdict import contents, history_files, verdict
+
+
+def test_a_rollback_after_a_failover_gives_all_members_one_history(scene: Scene) -> None:
+    """H5b and H6: the leader dies during the hold; the held standby is not elected and does not know the timeline."""
+    lab = scene.lab
+    scene.checkpoint()
+    held, old, third = scene.held, scene.leader, scene.third
+    scene.deploy_badly()
+
+    scene.kill(old)
+    assert scene.wait_failover(old) == third, "the held member must not be elected"
+    lab.sql(third, "insert into orders select i, 'after the failover', i from generate_series(5000, 5100) i")
+    used = f"{scene.timeline + 1:08X}.history"
+    wait_for("the new leader's history file", lambda: used in history_files(lab.nodes[third]))
+    assert contents(lab, held) == scene.rows
+
+    scene.rollback()
+
+    picture = verdict(lab, before=scene.fresh, rows=scene.rows, leader=held, after_xid=scene.xid)
+    assert picture.members[held].timeline == scene.timeline + 2, "the new timeline's number was in use"
+
+
+def test_a_rollback_takes_a_timeline_number_that_nobody_has_used(scene: Scene) -> None:
+    """H5a: replicas promoted themselves onto the next numbers before they were stopped."""
+    lab = scene.lab
+    scene.checkpoint()
+    held, old, third = scene.held, scene.leader, scene.third
+    scene.deploy_badly()
+
+    lab.stop_patroni(old)
+    assert scene.wait_failover(old) == third, "the held member must not be elected"
+    lab.sql(third, "insert into orders values (7001, 'on the second timeline', 1)")
+    lab.start_patroni(old)
+    wait_for(
+        f"{old} streams from {third}",
+        lambda: lab.sql(
+            third, "select 1 from pg_stat_replication where state = 'streaming' and application_name = %s", [old]
+        ),
+        seconds=90,
+    )
+    lab.stop_patroni(third)
+    assert scene.wait_failover(third) == old
+    lab.sql(old, "insert into orders values (7002, 'on the third timeline', 1)")
+    used = {f"{scene.timeline + number:08X}.history" for number in (1, 2)}
+    wait_for("two used numbers", lambda: used <= set(history_files(lab.nodes[old])))
+    texts = history_files(lab.nodes[old])
+
+    scene.rollback()
+
+    picture = verdict(lab, before=scene.fresh, rows=scene.rows, leader=held, after_xid=scene.xid)
+    assert picture.members[held].timeline == scene.timeline + 3, "the new timeline's number was in use"
+    for name in lab.names:
+        here = history_files(lab.nodes[name])
+        assert {key: text for key, text in here.items() if key in used} == {
+            key: texts[key] for key in used if key in here
+        }, f"{name} has another history of a used timeline"
