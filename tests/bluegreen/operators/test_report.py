@@ -1,0 +1,367 @@
+"""The report of a run, from what its tasks left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+
+from bluegreen.exceptions import FailedForNowError, UnreachableError
+from bluegreen.operators import report as report_module
+from bluegreen.operators.report import OutcomeOperator, ReportOperator
+from bluegreen.topology import Member, Topology
+
+TOPOLOGY = Topology(
+    (
+        Member("n1", "replica", "streaming", "h1", 5432, "x", timeline=2),
+        Member("n2", "leader", "running", "h2", 5432, "x", timeline=2),
+    )
+)
+
+
+class TaskInstance:
+    """What the operators ask Airflow for."""
+
+    dag_id = "bluegreen_test"
+    run_id = "manual__1"
+
+    def __init__(self, states: dict[str, Any], xcoms: dict[tuple[str, str], Any]) -> None:
+        self.states = states
+        self.xcoms = xcoms
+
+    def get_task_states(self, *, dag_id: str, run_ids: list[str]) -> dict[str, dict[str, Any]]:
+        assert (dag_id, run_ids) == (self.dag_id, [self.run_id])
+        return {self.run_id: self.states} if self.states else {}
+
+    def xcom_pull(self, *, task_ids: str, key: str = "return_value") -> Any:
+        return self.xcoms.get((task_ids, key))
+
+
+class Run:
+    triggering_user_name = "ada"
+
+
+@pytest.fixture(autouse=True)
+def topology(monkeypatch: pytest.MonkeyPatch) -> list[Topology | Exception]:
+    """What Patroni answers; a test may put an error there."""
+    answers: list[Topology | Exception] = [TOPOLOGY]
+
+    class Patroni:
+        def topology(self) -> Topology:
+            if isinstance(answers[-1], Exception):
+                raise answers[-1]
+            return answers[-1]
+
+    class Hook:
+        patroni = Patroni()
+
+        def __init__(self, name: str) -> None:
+            assert name == "orders"
+
+        def __enter__(self) -> Hook:
+            return self
+
+        def __exit__(self, *exc_info: object) -> None:
+            pass
+
+        def member_states(self, topology: Topology) -> dict[str, dict[str, object]]:
+            return {
+                member.name: {"role": member.role, "timeline": member.timeline, "state": member.state}
+                for member in topology.members
+            }
+
+    monkeypatch.setattr(report_module, "ClusterHook", Hook)
+    return answers
+
+
+Report = Callable[..., dict[str, Any]]
+
+
+def _report(
+    operation: str,
+    states: dict[str, Any],
+    results: dict[str, Any] | None = None,
+    problems: dict[str, Any] | None = None,
+    tasks: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    success = {"checkpoint": "held", "resume": "resumed", "rollback": "rolled_back"}[operation]
+    names = tasks or tuple(dict.fromkeys(name.removesuffix("_0").removesuffix("_1") for name in states))
+    with DAG("bluegreen_test", schedule=None):
+        operator = ReportOperator(
+            task_id="report",
+            operation=operation,
+            success=success,
+            first=names[0],
+            undoing=("undo", "put_back"),
+            cluster="orders",
+        )
+        for name in names:
+            EmptyOperator(task_id=name) >> operator
+    xcoms = {(name, "return_value"): value for name, value in (results or {}).items()}
+    xcoms |= {(name, "problem"): value for name, value in (problems or {}).items()}
+    report = operator.execute({"ti": TaskInstance(states, xcoms), "dag_run": Run()})  # type: ignore[arg-type]
+    json.dumps(report)
+    return report
+
+
+def _problem(message: str, kind: str = "RefusedError") -> dict[str, str]:
+    return {"kind": kind, "message": message}
+
+
+CHECKPOINT = {
+    "id": "bg_1",
+    "held": "n2",
+    "xid": 747,
+    "lsn": "0/40E0458",
+    "timeline": 1,
+    "revision": 3,
+    "phase": "held",
+    "expires_at": "2026-11-25T14:00:00+00:00",
+}
+
+
+# What every report has
+
+
+def test_a_report_has_all_that_is_promised() -> None:
+    report = _report("checkpoint", {"check": "success"})
+    assert set(report) >= {
+        *("cluster", "operation", "result", "message", "checkpoint", "members", "seconds", "warnings")
+    }
+    assert (report["cluster"], report["operation"], report["requested_by"]) == ("orders", "checkpoint", "ada")
+
+
+def test_the_members_are_what_patroni_says_and_how_each_came_back() -> None:
+    report = _report(
+        "rollback",
+        {"plan": "success", "rejoin_0": "success"},
+        {"rejoin": [{"member": "n1", "rejoined_by": "rewind"}, {"member": "n9", "rejoined_by": "clone"}]},
+    )
+    assert report["members"] == {
+        "n1": {"role": "replica", "timeline": 2, "state": "streaming", "rejoined_by": "rewind"},
+        "n2": {"role": "leader", "timeline": 2, "state": "running"},
+        "n9": {"rejoined_by": "clone"},
+    }
+
+
+def test_a_cluster_that_does_not_answer_does_not_cost_the_report(topology: list[Topology | Exception]) -> None:
+    topology.append(UnreachableError("nobody"))
+    report = _report("checkpoint", {"check": "failed"}, problems={"check": _problem("nobody", "UnreachableError")})
+    assert report["members"] == {} and report["result"] == "failed"
+
+
+def test_seconds_are_those_of_each_task_and_of_a_mapped_one_the_longest() -> None:
+    report = _report(
+        "rollback",
+        {"plan": "success", "rejoin_0": "success", "rejoin_1": "success"},
+        {"plan": {"seconds": 0.5}, "rejoin": [{"seconds": 4.0}, {"seconds": 9.5}]},
+    )
+    assert report["seconds"] == {"plan": 0.5, "rejoin": 9.5}
+
+
+def test_each_warning_is_given_once() -> None:
+    report = _report(
+        "resume",
+        {"check": "success", "release": "success"},
+        {"check": {"warnings": ["a", "b"]}, "release": {"warnings": ["b", "c"]}},
+    )
+    assert report["warnings"] == ["a", "b", "c"]
+
+
+def test_the_record_with_the_highest_revision_is_shown() -> None:
+    report = _report(
+        "checkpoint",
+        {"a_record": "success", "mark": "success"},
+        {"a_record": {"checkpoint": CHECKPOINT}, "mark": {"checkpoint": {**CHECKPOINT, "revision": 2}}},
+    )
+    assert report["checkpoint"] == CHECKPOINT
+
+
+def test_a_rollback_tells_what_was_discarded_and_why() -> None:
+    discarded = {"wal_bytes": 4096, "transactions": 7, "seconds": 61.0}
+    report = _report("rollback", {"plan": "success"}, {"plan": {"discarded": discarded, "reason": "wrong numbers"}})
+    assert report["discarded"] == discarded and report["reason"] == "wrong numbers"
+
+
+# Success
+
+
+@pytest.mark.parametrize("state", ["success", "skipped"])
+def test_a_run_whose_tasks_all_ended_well_has_succeeded(state: str) -> None:
+    report = _report("checkpoint", {"check": "success", "hold": state, "undo": "skipped"})
+    assert report["result"] == "held"
+
+
+def test_states_may_be_enums() -> None:
+    from airflow.utils.state import TaskInstanceState
+
+    assert _report("checkpoint", {"check": TaskInstanceState.SUCCESS})["result"] == "held"
+    assert _report("checkpoint", {"check": TaskInstanceState.FAILED})["result"] == "failed"
+
+
+def test_a_checkpoint_is_told_by_its_mark() -> None:
+    message = _report("checkpoint", {"check": "success"}, {"check": {"checkpoint": CHECKPOINT}})["message"]
+    for part in ("n2", "747", "0/40E0458", "timeline 1", "bg_1", "2026-11-25T14:00:00+00:00"):
+        assert part in message
+
+
+def test_a_resume_is_told_by_the_standby() -> None:
+    message = _report("resume", {"check": "success"}, {"check": {"checkpoint": CHECKPOINT}})["message"]
+    assert message == "n2 goes on and has caught up; checkpoint bg_1 is closed."
+
+
+def test_a_rollback_is_told_with_its_proof_and_what_is_left_to_do() -> None:
+    report = _report(
+        "rollback",
+        {"plan": "success", "recover": "success"},
+        {"plan": {"checkpoint": CHECKPOINT}, "recover": {"branch_line": "1\t0/40E0458\tafter transaction 747"}},
+    )
+    assert report["result"] == "rolled_back" and report["branch_line"].endswith("after transaction 747")
+    for part in ("n2 is the leader", "before transaction 747", "after transaction 747", "backup", "logical slots"):
+        assert part in report["message"]
+
+
+# Failure
+
+
+@pytest.mark.parametrize("state", ["failed", "upstream_failed"])
+def test_one_task_that_failed_makes_the_run_fail(state: str) -> None:
+    assert _report("resume", {"check": "success", "release": state})["result"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("states", "unknown"),
+    [
+        ({}, "check"),
+        ({"check": "success"}, "release"),
+        ({"check": "success", "release": None}, "release"),
+        ({"check": "success", "release": "running"}, "release"),
+    ],
+)
+def test_a_task_of_which_nothing_is_known_is_no_success(states: dict[str, Any], unknown: str) -> None:
+    report = _report("resume", states, tasks=("check", "release"))
+    assert report["result"] == "failed" and f"The task {unknown} ended without a sentence" in report["message"]
+
+
+def test_one_member_that_failed_among_several_makes_the_run_fail() -> None:
+    report = _report(
+        "rollback",
+        {"plan": "success", "rejoin_0": "success", "rejoin_1": "failed"},
+        problems={"rejoin": [_problem("n3 is not there", "UnreachableError")]},
+    )
+    assert report["result"] == "failed" and report["message"].startswith("n3 is not there.")
+
+
+def test_a_task_whose_name_begins_like_anothers_is_not_taken_for_it() -> None:
+    with DAG("bluegreen_test", schedule=None):
+        operator = ReportOperator(
+            task_id="report", operation="resume", success="resumed", first="stop", cluster="orders"
+        )
+        EmptyOperator(task_id="stop") >> operator
+    ti = TaskInstance({"stop": "success", "stop_leader": "failed", "stop_0x": "failed"}, {})
+    assert operator.execute({"ti": ti, "dag_run": Run()})["result"] == "resumed"  # type: ignore[arg-type, typeddict-item]
+
+
+@pytest.mark.parametrize("kind", ["RefusedError", "RegistryError", "CheckpointLostError", "LockedError"])
+def test_what_the_first_task_refuses_is_refused_and_nothing_was_changed(kind: str) -> None:
+    report = _report(
+        "rollback",
+        {"plan": "failed", "stop": "upstream_failed", "put_back": "success"},
+        {"put_back": {"put_back": False, "untouched": True}},
+        {"plan": _problem("confirm is 'x'; expected orders", kind)},
+    )
+    assert report["result"] == "refused"
+    assert report["message"] == "confirm is 'x'; expected orders. Nothing was changed."
+
+
+def test_what_a_later_task_refuses_is_a_failure_since_something_was_changed() -> None:
+    report = _report(
+        "rollback", {"plan": "success", "recover": "failed"}, problems={"recover": _problem("promoted elsewhere")}
+    )
+    assert report["result"] == "failed" and "Nothing was changed" not in report["message"]
+
+
+@pytest.mark.parametrize("kind", ["FailedForNowError", "UnreachableError", "OutcomeUnknownError"])
+def test_a_first_task_that_failed_without_refusing_is_a_failure(kind: str) -> None:
+    report = _report("checkpoint", {"check": "failed"}, problems={"check": _problem("no answer", kind)})
+    assert report["result"] == "failed"
+
+
+def test_a_problem_of_a_try_that_was_repeated_with_success_is_not_told() -> None:
+    report = _report("checkpoint", {"check": "success"}, problems={"check": _problem("no answer")})
+    assert report["result"] == "held" and "no answer" not in report["message"]
+
+
+def test_a_task_that_died_without_a_sentence_is_named() -> None:
+    report = _report("resume", {"check": "success", "release": "failed", "close": "upstream_failed"})
+    assert report["message"].startswith("The task release ended without a sentence; its log has the reason.")
+
+
+@pytest.mark.parametrize(
+    ("undo", "sentence"),
+    [("success", "The hold was released again"), ("failed", "A hold may be left"), ("skipped", "A hold may be left")],
+)
+def test_a_failed_checkpoint_says_whether_a_hold_is_left(undo: str, sentence: str) -> None:
+    report = _report(
+        "checkpoint",
+        {"check": "success", "hold": "failed", "undo": undo},
+        problems={"hold": _problem("not in effect", "FailedForNowError")},
+    )
+    assert report["result"] == "failed" and report["message"].startswith("not in effect. ")
+    assert sentence in report["message"] and "do not deploy" in report["message"]
+
+
+def test_a_failed_resume_says_what_to_run() -> None:
+    assert "Run bluegreen_resume again" in _report("resume", {"check": "success", "release": "failed"})["message"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "put_back", "sentence"),
+    [
+        ("stopping", {"put_back": True}, "put back into service"),
+        ("stopping", {"put_back": False, "untouched": True}, "was not touched"),
+        ("promoted", {"put_back": False}, "there is only forward"),
+        ("promoted", None, "there is only forward"),
+        ("taken_over", None, "there is only forward"),
+        ("recovering", None, "Nothing is known of the state"),
+    ],
+)
+def test_a_failed_rollback_says_where_it_stopped_and_what_to_do(
+    phase: str, put_back: dict[str, Any] | None, sentence: str
+) -> None:
+    report = _report(
+        "rollback",
+        {"plan": "success", "recover": "failed", "put_back": "success" if put_back else "failed"},
+        {"plan": {"checkpoint": {**CHECKPOINT, "phase": phase}}, **({"put_back": put_back} if put_back else {})},
+        {"recover": _problem("the server ended", "FailedForNowError")},
+    )
+    assert report["result"] == "failed"
+    assert report["message"].startswith("the server ended. ") and sentence in report["message"]
+
+
+# The leaf
+
+
+def _outcome(report: Any) -> str:
+    operator = OutcomeOperator(task_id="outcome", good=("held",))
+    return operator.execute({"ti": TaskInstance({}, {("report", "return_value"): report})})  # type: ignore[typeddict-item]
+
+
+def test_a_good_result_ends_the_run_well() -> None:
+    assert _outcome({"result": "held", "message": "all is well"}) == "held"
+
+
+@pytest.mark.parametrize("result", ["failed", "refused", "rolled_back", "", "HELD"])
+def test_another_result_fails_the_run_with_the_reports_sentence(result: str) -> None:
+    with pytest.raises(FailedForNowError, match=f"^{result}: because of this$"):
+        _outcome({"result": result, "message": "because of this"})
+
+
+@pytest.mark.parametrize("report", [None, [], "held", 1])
+def test_without_a_report_the_run_fails(report: object) -> None:
+    with pytest.raises(FailedForNowError, match="there is no report"):
+        _outcome(report)
