@@ -2,9 +2,10 @@
 
 **This is an outage of some seconds, and everything committed since the checkpoint is discarded.**
 
-`plan` → `stop_replicas` and `stop_held` → `stop_leader` → `recover` (the point of no return) → `remove_cluster`
-→ `start_leader` → `rejoin` → `close`. A failure before the promotion in `recover` puts the old cluster back into
-service by itself (`put_back`); after it there is only forward: run this DAG again with the same params.
+`plan` → `stop` (the replicas, then the leader, and beside them the held member) → `recover` (the point of no
+return) → `remove_cluster` → `start_leader` → `rejoin` → `close`. A failure before the promotion in `recover` puts
+the old cluster back into service by itself (`put_back`); after it there is only forward: run this DAG again with
+the same params.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ with DAG(
             for name in ("checkpoint", "confirm", "reason", "rejoin", "hosts_down", "take_over", "break_lock")
         },
     )
-    stop_replicas = StopMembersOperator(task_id="stop_replicas", members=plan.output["replicas"])
-    stop_held = StopMembersOperator(task_id="stop_held", members=plan.output["held"])
-    stop_leader = StopMembersOperator(task_id="stop_leader", members=plan.output["leader"])
+    stop = StopMembersOperator(
+        task_id="stop", members=plan.output["replicas"], beside=plan.output["held"], last=plan.output["leader"]
+    )
     recover = RecoverToMarkOperator(task_id="recover")
     remove_cluster = RemoveClusterOperator(task_id="remove_cluster")
     start_leader = StartLeaderOperator(task_id="start_leader")
@@ -76,17 +77,13 @@ with DAG(
         task_id="rejoin", how=dag.param("rejoin"), map_index_template="{{ task.member }}"
     ).expand(member=others.output)
     close = CloseCheckpointOperator(task_id="close")
-    put_back = PutBackOperator(
-        task_id="put_back", after=("plan", "stop_replicas", "stop_held", "stop_leader", "recover", "start_leader")
-    )
+    put_back = PutBackOperator(task_id="put_back", after=("plan", "stop", "recover", "start_leader"))
     unlock = UnlockClusterOperator(task_id="unlock", trigger_rule="all_done")
     report = ReportOperator(
         task_id="report", operation="rollback", success="rolled_back", first="plan", undoing=("put_back",)
     )
     outcome = OutcomeOperator(task_id="outcome", good=("rolled_back",))
 
-    plan >> [stop_replicas, stop_held]
-    stop_replicas >> stop_leader
-    [stop_leader, stop_held] >> recover >> remove_cluster >> start_leader >> rejoin >> close >> unlock
-    [stop_replicas, stop_held, stop_leader, recover, start_leader] >> put_back >> unlock >> report >> outcome
+    plan >> stop >> recover >> remove_cluster >> start_leader >> rejoin >> close >> unlock
+    [stop, recover, start_leader] >> put_back >> unlock >> report >> outcome
     dag.add_result(report.output)
