@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install lab lab-down lab-status lab-reset lab-clean airflow airflow-down down demo test lint bench
+.PHONY: help install lab lab-down lab-status lab-reset lab-clean airflow airflow-down down demo test test-versions lint bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
@@ -42,6 +42,9 @@ demo: airflow ## a deployment that succeeds and one that is rolled back, on the 
 
 test: lab ## all tests, on the lab
 	@$(PYTHON) -m pytest
+
+test-versions: install ## PostgreSQL 11 to 18, old Patroni, other layouts; CASES="postgresql-18 ..." picks some
+	@$(PYTHON) -m lab.versions test $(CASES)
 
 lint: install ## ruff and mypy
 	@$(PYTHON) -m ruff check .

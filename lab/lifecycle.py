@@ -22,7 +22,7 @@ from lab.machine import check_addresses, check_prerequisites, end_leftovers, end
 from lab.supervisor import Supervisor
 
 FRESH = "fresh"
-GRANTS = CHECKOUT / "include" / "sql" / "grants.sql"
+SQL = CHECKOUT / "include" / "sql"
 Say = Callable[[str], None]
 
 
@@ -208,12 +208,7 @@ def _apply_grants(settings: Settings, lab: Lab) -> None:
     leader = lab.wait_leader(30)
     _create_roles(lab, leader)
     member = lab.nodes[leader]
-    if GRANTS.exists():
-        text = GRANTS.read_text()
-    else:
-        text = "grant execute on function pg_create_restore_point(text) to :role;\n"
-        if settings.server_number >= 100000:
-            text += "grant pg_monitor to :role;\n"
+    text = _grants(settings).read_text()
     command = [settings.bin_dir / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "role=bluegreen"]
     connection = {
         "PGHOST": member.host,
@@ -224,6 +219,13 @@ def _apply_grants(settings: Settings, lab: Lab) -> None:
         "PGOPTIONS": "-c client_min_messages=warning",
     }
     settings.call(command, input=text, env={**settings.environment, **connection})
+
+
+def _grants(settings: Settings) -> Path:
+    """The file for this version: of the before_N that apply the smallest N, else the current one."""
+    older = {int(path.parent.name.removeprefix("before_")): path for path in SQL.glob("before_*/grants.sql")}
+    applicable = [before for before in older if settings.server_number < before * 10000]
+    return older[min(applicable)] if applicable else SQL / "grants.sql"
 
 
 def down(settings: Settings, say: Say) -> None:

@@ -13,7 +13,8 @@ WAL_KEEP_MB = 128
 
 def patroni_yaml(settings: Settings, node: Node, secrets: dict[str, str]) -> str:
     """Patroni's configuration of one member, commented as people comment theirs."""
-    auth = "scram-sha-256" if settings.server_number >= 100000 else "md5"
+    # before 14 initdb makes md5 secrets by default
+    auth = "scram-sha-256" if settings.server_number >= 140000 else "md5"
     return f"""\
 # Patroni on {node.name}, a member of the lab's cluster "{settings.name}".
 # Everything that is the same on all members is in the dynamic configuration:

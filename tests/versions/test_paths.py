@@ -1,0 +1,89 @@
+"""The good path, the bad path with both rejoins, and a restart of the held standby, on this lab's server."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from lab.cluster import Lab
+from tests.cluster.scene import GOOD_MIGRATION, Scene, wait_for
+from tests.cluster.verdict import contents, history_files
+from tests.versions.verdict import verdict
+
+from bluegreen.recovery.versions import HoldMechanism, ServerVersion
+
+
+def server(lab: Lab) -> ServerVersion:
+    """The version of the servers."""
+    return ServerVersion(int(lab.value(lab.wait_leader(), "select current_setting('server_version_num')")))
+
+
+def restart(lab: Lab, name: str) -> None:
+    """Restart PostgreSQL on a member through Patroni."""
+    answer = httpx.post(f"{lab.nodes[name].rest}/restart", json={}, timeout=60, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    wait_for(f"{name} answers", lambda: (lab.patroni(name) or {}).get("state") == "running")
+
+
+def test_a_good_deployment_reaches_every_member_after_the_resume(scene: Scene) -> None:
+    lab = scene.lab
+    scene.checkpoint(label="release 1.2")
+    held = scene.held
+    new = scene.deploy(GOOD_MIGRATION)
+    verdict(lab, before=scene.fresh, rows=new, timeline=scene.timeline, held=held)
+
+    report = scene.must("resume", checkpoint=scene.record["id"])
+
+    assert report["result"] == "resumed"
+    verdict(lab, before=scene.fresh, rows=new, leader=scene.record["leader"], timeline=scene.timeline)
+    assert scene.locks() == []
+
+
+@pytest.mark.parametrize("rejoin", ["rewind", "reclone"])
+def test_a_rollback_brings_the_old_rows_back_on_every_member(scene: Scene, rejoin: str) -> None:
+    lab = scene.lab
+    scene.checkpoint()
+    held = scene.held
+    others = sorted(set(lab.names) - {held})
+    new = scene.deploy_badly()
+    verdict(lab, before=scene.fresh, rows=new, held=held)
+
+    report = scene.rollback(rejoin=rejoin)
+
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=held, timeline=scene.timeline + 1, after_xid=scene.xid)
+    assert {name: report["members"][name].get("rejoined_by") for name in others} == dict.fromkeys(others, rejoin)
+    now = history_files(lab.nodes[held])[f"{scene.timeline + 1:08X}.history"]
+    assert now.strip().splitlines()[-1] == report["branch_line"]
+
+
+def test_a_held_standby_that_was_restarted_is_rolled_back_to_or_called_lost(scene: Scene) -> None:
+    """A delay survives a restart of PostgreSQL; a pause, before 12, does not (hazard H1)."""
+    lab = scene.lab
+    scene.checkpoint()
+    held = scene.held
+    new = scene.deploy_badly()
+    verdict(lab, before=scene.fresh, rows=new, held=held)
+
+    restart(lab, held)
+
+    if server(lab).hold_mechanism is HoldMechanism.REPLAY_PAUSE:
+        wait_for("the restarted standby has applied everything", lambda: contents(lab, held) == new)
+        sentence = scene.refused("rollback", **scene.rollback_conf())
+        assert f"checkpoint {scene.record['id']} is lost" in sentence, sentence
+        scene.must("resume", checkpoint=scene.record["id"])
+        verdict(lab, before=scene.fresh, rows=new, leader=scene.record["leader"], timeline=scene.timeline)
+        return
+    verdict(lab, before=scene.fresh, rows=new, held=held, held_streams=False)
+    scene.rollback()
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=held, timeline=scene.timeline + 1, after_xid=scene.xid)
+
+
+def test_a_held_standby_that_was_restarted_can_be_resumed(scene: Scene) -> None:
+    lab = scene.lab
+    scene.checkpoint()
+    held = scene.held
+    new = scene.deploy(GOOD_MIGRATION)
+    restart(lab, held)
+
+    scene.must("resume", checkpoint=scene.record["id"])
+
+    verdict(lab, before=scene.fresh, rows=new, leader=scene.record["leader"], timeline=scene.timeline)
