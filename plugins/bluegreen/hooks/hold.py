@@ -58,10 +58,12 @@ def clean_text(node: NodeHook, state: NodeState, hold: Hold) -> tuple[str | None
 
     :return: None as text when the kept original can go back byte for byte, or nothing has to change.
     """
-    if state.folder or state.original is None:
+    if state.folder:
         return None, ""
     current = state.files[""]
-    if sha256(current) in {hold.held_sha256, sha256(state.original)}:
+    if sha256(current) == hold.original_sha256:
+        return None, ""
+    if state.original is not None and sha256(current) == hold.held_sha256:
         return None, ""
     where = f"{node.where}: {node.config_path}"
     settings = dict(hold.settings)
