@@ -67,7 +67,7 @@ def clean_text(node: NodeHook, state: NodeState, hold: Hold) -> tuple[str | None
         return None, ""
     where = f"{node.where}: {node.config_path}"
     settings = dict(hold.settings)
-    text = without_hold(current, settings, original=state.original, where=where)
+    text = without_hold(current, settings, original=state.original or "", where=where)
     return text, f"{where} {EDITED_MEANWHILE}"
 
 
