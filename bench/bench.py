@@ -253,7 +253,8 @@ class Bench:
         return self.client.trigger(dag_id, {"cluster": self.lab.name, **conf})
 
     def _finish(self, dag_id: str, run_id: str, wanted: str) -> dict[str, Any]:
-        self.client.wait(dag_id, run_id, seconds=TIMEOUT_SECONDS)
+        # Rarely: each look costs the API server time that the run's own tasks want.
+        self.client.wait(dag_id, run_id, seconds=TIMEOUT_SECONDS, every_seconds=1)
         report = self.client.xcom(dag_id, run_id, "report") or {}
         if report.get("result") != wanted:
             raise RuntimeError(f"{dag_id}: {report.get('message')} [{self.client.summary(dag_id, run_id)}]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bluegreen.checkpoint import Checkpoint
 from bluegreen.exceptions import FailedForNowError, OutcomeUnknownError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.hooks.node import NodeHook, NodeState
+from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.recovery.history import contains_branch, history_name, parse_history
 
 
@@ -44,19 +44,21 @@ def check_leader(hook: ClusterHook, checkpoint: Checkpoint) -> None:
         )
 
 
-def prove_history(node: NodeHook, state: NodeState, checkpoint: Checkpoint) -> None:
+def prove_history(node: NodeHook, state: NodeState, checkpoint: Checkpoint) -> DataDirectory:
     """Prove that a member's history has the line that was proven at the promotion (hazard H5).
 
+    :return: the data directory that it was found in.
     :raises FailedForNowError: while it has not.
     """
     branch = parse_history(checkpoint.branch_line)[0]
-    found = node.data_directory(state.config).histories
-    text = found.get(history_name(checkpoint.new_timeline or 0), "")
+    found = node.data_directory(state.config)
+    text = found.histories.get(history_name(checkpoint.new_timeline or 0), "")
     if not text or not contains_branch(text, branch):
         raise FailedForNowError(
             f"{node.where}: the history of timeline {checkpoint.new_timeline} does not have the line "
             f"{checkpoint.branch_line!r}"
         )
+    return found
 
 
 def prove_write(hook: ClusterHook, checkpoint: Checkpoint) -> dict[str, str]:

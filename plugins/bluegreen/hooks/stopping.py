@@ -43,13 +43,14 @@ def check_down(node: NodeHook, state: NodeState, host: str, port: int) -> DataDi
     return found
 
 
-def stop_member(node: NodeHook, host: str, port: int, state: NodeState | None = None) -> dict[str, object]:
+def stop_member(node: NodeHook, host: str, port: int, state: NodeState | None = None) -> DataDirectory:
     """Stop Patroni and PostgreSQL on a node, for good: through a reboot, until its own rejoin (H13, H14).
 
     The configuration is moved aside first: a running Patroni does not need it, and nobody can start
     another one meanwhile.
 
     :param state: the node's configuration, where it was read just now.
+    :return: what is in its data directory, now that nothing runs there.
     :raises FailedForNowError: when it did not stop.
     """
     state = state or node.state()
@@ -78,13 +79,17 @@ def stop_member(node: NodeHook, host: str, port: int, state: NodeState | None = 
         )
     if found.server_processes or listens(host, port):
         found = wait_until(lambda: check_down(node, state, host, port), seconds=20)
+    if (left_as := cluster_state(found)) not in DOWN_STATES:
+        node.log.warning("%s: was not shut down cleanly (%s); nothing runs there", node.where, left_as)
+    return found
+
+
+def cluster_state(found: DataDirectory) -> str:
+    """Return how a server left its data directory, as ``pg_controldata`` names it."""
     try:
-        cluster_state = found.control("Database cluster state")
+        return found.control("Database cluster state")
     except FailedForNowError:
-        cluster_state = "no data"
-    if cluster_state not in DOWN_STATES:
-        node.log.warning("%s: was not shut down cleanly (%s); nothing runs there", node.where, cluster_state)
-    return {"state": cluster_state}
+        return "no data"
 
 
 def check_host_down(member: str, address: MemberAddress, *, ssh_answers: bool) -> None:

@@ -71,8 +71,7 @@ class RejoinMemberOperator(BluegreenOperator):
         wait_until(lambda: check_leader(hook, checkpoint), seconds=30)
         prove_history(hook.nodes[checkpoint.held], leader_state, checkpoint)
         address = checkpoint.members[self.member]
-        stop_member(node, address.host, address.port)
-        found = check_down(node, state, address.host, address.port)
+        found = stop_member(node, address.host, address.port)
         reason = why_no_rewind(found, state)
         if how == "rewind" and reason:
             raise RefusedError(f"{node.where}: cannot be rewound: {reason}. Use rejoin = reclone")
@@ -142,8 +141,8 @@ class RejoinMemberOperator(BluegreenOperator):
     ) -> dict[str, Any]:
         node, state = hook.nodes[self.member], survey.states[self.member]
         wait_until(lambda: check_streaming(hook, checkpoint, self.member), seconds=seconds, every_seconds=0.2)
-        wait_until(lambda: prove_history(node, state, checkpoint), seconds=20)
-        prove_identity(node.data_directory(state.config), checkpoint, node.where)
+        found = wait_until(lambda: prove_history(node, state, checkpoint), seconds=20)
+        prove_identity(found, checkpoint, node.where)
         self.log.info("%s is back: %s", self.member, by)
         return {"member": self.member, "rejoined_by": by}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bluegreen.exceptions import RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import NodeHook
-from bluegreen.hooks.stopping import stop_member
+from bluegreen.hooks.stopping import cluster_state, stop_member
 from bluegreen.operators.base import BluegreenOperator, owner_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ class StopMembersOperator(BluegreenOperator):
 
         def stop(node: NodeHook) -> dict[str, object]:
             address = addresses[node.member]
-            return stop_member(node, address["host"], int(address["port"]), states[node.member])
+            return {
+                "state": cluster_state(stop_member(node, address["host"], int(address["port"]), states[node.member]))
+            }
 
         with ThreadPoolExecutor(max_workers=1) as pool:
             meanwhile = pool.submit(hook.on_each, beside, stop)
