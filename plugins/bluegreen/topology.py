@@ -92,6 +92,12 @@ class Topology:
         return leaders[0]
 
     @property
+    def cascading_from(self) -> tuple[Member, ...]:
+        """The replicas that another one receives its WAL from (Patroni's tag ``replicatefrom``)."""
+        named = {member.tags.get("replicatefrom") for member in self.replicas}
+        return tuple(member for member in self.replicas if member.name in named)
+
+    @property
     def replicas(self) -> tuple[Member, ...]:
         """Every member that is not the leader."""
         return tuple(member for member in self.members if not member.is_leader)

@@ -17,7 +17,7 @@ from bluegreen.clusters import Cluster, load_registry
 from bluegreen.exceptions import BluegreenError, FailedForNowError, LockedError, RefusedError, UnreachableError
 from bluegreen.hooks.node import NodeHook, NodeState
 from bluegreen.hooks.patroni import PatroniHook
-from bluegreen.hooks.postgres import MemberSql, cluster_connection
+from bluegreen.hooks.postgres import MemberSql, Row, cluster_connection
 from bluegreen.topology import Topology
 
 T = TypeVar("T")
@@ -93,6 +93,20 @@ class ClusterHook:
         """Return a member's PostgreSQL by the address in the journal."""
         address = checkpoint.members[member]
         return self.sql(member, address.host, address.port)
+
+    def replication(self, topology: Topology) -> list[Row]:
+        """Return who receives WAL, and how far: from the leader, or from a replica that sends it on.
+
+        :raises UnreachableError: when the leader does not answer; who receives from a silent replica is left out.
+        """
+        leader = topology.leader
+        rows = self.sql(leader.name, leader.host, leader.port).rows("replication")
+        for member in topology.cascading_from:
+            try:
+                rows += self.sql(member.name, member.host, member.port).rows("replication")
+            except UnreachableError as error:
+                log.warning("who receives from %s is not known: %s", member.name, error)
+        return rows
 
     def on_each(self, members: Iterable[str], work: Callable[[NodeHook], T]) -> dict[str, T]:
         """Do the same on several nodes side by side, all to their end.

@@ -17,8 +17,7 @@ def look_at_lag(cluster: str, *, held: str | None, held_must_replay: bool) -> li
     """
     with ClusterHook(cluster) as hook:
         topology = hook.patroni.topology()
-        leader = topology.leader
-        rows = hook.sql(leader.name, leader.host, leader.port).rows("replication")
+        rows = hook.replication(topology)
         limits = hook.cluster.limits
         problems = lag_problems(
             topology, rows, limit_bytes=limits.lag_bytes, held=held, held_must_replay=held_must_replay

@@ -93,11 +93,10 @@ class UnlockClusterOperator(BluegreenOperator):
 def _all_stream(hook: ClusterHook, members: list[str]) -> None:
     topology = hook.patroni.topology()
     leader = topology.leader
-    rows = hook.sql(leader.name, leader.host, leader.port).rows("replication")
-    streaming = {row["application_name"] for row in rows if row["state"] == "streaming"}
+    streaming = {row["application_name"] for row in hook.replication(topology) if row["state"] == "streaming"}
     for name in members:
         member = topology.member(name)
         if name != leader.name and (member.timeline != leader.timeline or not member.is_running):
             raise FailedForNowError(f"{name} is {member.state} on timeline {member.timeline}, not {leader.timeline}")
         if name not in {leader.name, *streaming}:
-            raise FailedForNowError(f"{name} does not stream from {leader.name} yet")
+            raise FailedForNowError(f"{name} does not stream yet")

@@ -143,7 +143,7 @@ class _Look:
         try:
             leader = self.topology.leader
             sql = self.hook.sql(leader.name, leader.host, leader.port)
-            rows, slots = sql.rows("replication"), sql.rows("slots")
+            rows, slots = self.hook.replication(self.topology), sql.rows("slots")
         except BluegreenError as error:
             self.problems.append(str(error))
             return

@@ -115,7 +115,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         require_same(identifiers, str(identity["system_identifier"]), "system identifier of the data directories")
         checks.passed(f"every data directory is of the cluster {identity['system_identifier']} that SQL reports")
         _programs(data, version, checks)
-        _lag(hook, primary.rows("replication"), standby, checks)
+        _lag(hook, hook.replication(topology), standby, checks)
         _delay(hook, standby, checks)
         _disks(hook, data, [leader.name, standby.name], checks)
         settings = {row["name"]: row["value"] for row in primary.rows("settings")}
@@ -199,7 +199,7 @@ def _lag(hook: ClusterHook, replication: list[Row], standby: Member, checks: _Ch
     if len(rows) != 1 or rows[0]["state"] != "streaming":
         found = ", ".join(str(row["state"]) for row in rows) or "no connection"
         raise RefusedError(
-            f"{standby.name} does not stream from the leader (found: {found}); expected one streaming connection"
+            f"{standby.name} does not stream (found: {found}); expected one streaming connection"
         )
     lag = rows[0]["replay_lag_bytes"]
     if lag is None:

@@ -187,7 +187,7 @@ def _tracks_hint_bits(found: DataDirectory) -> list[str]:
 
 
 def check_streaming(hook: ClusterHook, checkpoint: Checkpoint, member: str) -> None:
-    """Look whether a member streams from the leader on its timeline, as both sides say.
+    """Look whether a member streams on the leader's timeline, as both sides say.
 
     :raises FailedForNowError: while it does not.
     """
@@ -200,7 +200,6 @@ def check_streaming(hook: ClusterHook, checkpoint: Checkpoint, member: str) -> N
             f"{member} is {found.role} ({found.state}) on timeline {found.timeline}; expected a replica that streams "
             f"on {checkpoint.new_timeline}"
         )
-    rows = hook.sql_of(checkpoint, checkpoint.held).rows("replication")
-    states = [row["state"] for row in rows if row["application_name"] == member]
+    states = [row["state"] for row in hook.replication(topology) if row["application_name"] == member]
     if states != ["streaming"]:
-        raise FailedForNowError(f"the leader's pg_stat_replication shows {member} as {states}; expected it to stream")
+        raise FailedForNowError(f"pg_stat_replication shows {member} as {states}; expected it to stream")
