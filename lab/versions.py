@@ -131,13 +131,12 @@ def _unpack(wheel: Path, target: Path) -> None:
         path.chmod(0o755)
 
 
-# What a lab keeps from one case to the next: Airflow goes on with the same passwords and keys.
-KEPT = ("secrets.json", "ssh", "venv", "log")
-AIRFLOW_TRIES = 3
+# What a lab keeps from one case to the next.
+KEPT = ("venv", "log")
 
 
 class Cases:
-    """Cases run one after the other, on labs at one place (LAB_NET, LAB_DIR, LAB_RUN) and with one Airflow."""
+    """Cases run one after the other, on labs at one place (LAB_NET, LAB_DIR, LAB_RUN)."""
 
     def __init__(self) -> None:
         net = os.environ.get("LAB_NET", DEFAULT_NET)
@@ -160,25 +159,21 @@ class Cases:
         self.forget()
         if code := self.python("lab", "up", **case.lab, **server):
             return code
-        # on a busy machine a start takes longer than one call waits
-        started = (self.python("lab.standalone", "start") for _ in range(AIRFLOW_TRIES))
-        if all(started):
-            return 1
         tests = [str(CHECKOUT / "tests" / "versions" / test) for test in case.tests]
         return self.python("pytest", *tests, *pytest_options, BLUEGREEN_VERSIONS=name)
 
     def forget(self) -> None:
-        """Stop the lab and remove it, but for what Airflow knows of it."""
-        if (self.directory / "settings.json").exists():
-            self.python("lab", "down")
+        """Stop the lab and remove it, but for what takes long to make."""
+        if (self.directory / "settings.json").exists() and self.python("lab", "down"):
+            raise LabError(f"the lab in {self.directory} could not be stopped")
         for path in self.directory.glob("*"):
             if path.name not in KEPT:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def end(self) -> None:
-        """Stop Airflow and remove everything."""
-        self.python("lab.standalone", "stop")
+        """Stop the lab and remove everything."""
         self.python("lab", "clean")
+        shutil.rmtree(self.run_folder, ignore_errors=True)
 
 
 def test(names: Iterable[str], pytest_options: list[str], *, keep: bool) -> int:
@@ -207,7 +202,7 @@ def main() -> int:
     verbs.add_parser("fetch", help="print the folder of a version's programs").add_argument("version", nargs="+")
     run = verbs.add_parser("test", help="run cases, by default all; pytest's own options after --")
     run.add_argument("case", nargs="*")
-    run.add_argument("--keep", action="store_true", help="leave the last lab and its Airflow running")
+    run.add_argument("--keep", action="store_true", help="leave the last lab running")
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_args(words[:cut])
