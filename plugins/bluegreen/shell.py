@@ -8,7 +8,7 @@ content is ever parsed by a shell. What must not happen twice looks first.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from shlex import quote
 
 ASIDE = ".bluegreen-aside"
@@ -353,6 +353,37 @@ def rewind(data_dir: str, bin_dir: str, *, source: str, login: Mapping[str, str]
         data=data_dir,
         bin=bin_dir,
         source=source,
+    )
+
+
+def version_files(data_dir: str) -> str:
+    """Print where the PG_VERSION files of databases are, relative to the data directory."""
+    return script(
+        """
+cd -- "$data"
+for file in base/*/PG_VERSION pg_tblspc/*/PG_*/*/PG_VERSION; do
+  if [ -f "$file" ]; then echo "$file"; fi
+done | section files
+""",
+        data=data_dir,
+    )
+
+
+def add_version_files(data_dir: str, files: Iterable[str]) -> str:
+    """Put PG_VERSION into those folders of databases that lack it; all have the data directory's own.
+
+    :param files: paths relative to the data directory.
+    """
+    lines = "".join(f"{file}\n" for file in files)
+    return script(
+        f"""
+cd -- "$data"
+base64 -d <<'BLUEGREEN_END' | while read -r file; do
+{encoded(lines)}BLUEGREEN_END
+  if [ -d "${{file%/*}}" ] && [ ! -e "$file" ]; then cp -p -- PG_VERSION "$file"; sync -- "$file"; echo "$file"; fi
+done
+""",
+        data=data_dir,
     )
 
 

@@ -775,3 +775,40 @@ def test_the_scripts_are_posix_shell(here: Path) -> None:
     for script in scripts:
         done = subprocess.run([checker, "-n"], input=script.encode(), capture_output=True, check=False)
         assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+# Databases whose PG_VERSION pg_rewind has left out
+
+
+def test_databases_that_came_back_without_their_version_file_get_it(here: Path) -> None:
+    leader, member = here / "lea der", here / "mem ber"
+    for folder in (
+        "base/1",
+        "base/5",
+        "base/pgsql_tmp",
+        "pg_tblspc/9/PG_13_202007201/5",
+        "pg_tblspc/9/PG_13_202007201/1",
+    ):
+        (leader / folder).mkdir(parents=True)
+        (member / folder).mkdir(parents=True)
+    (leader / "base/6").mkdir()
+    for file in ("PG_VERSION", "base/1/PG_VERSION", "base/5/PG_VERSION", "base/6/PG_VERSION"):
+        (leader / file).write_text("13\n")
+    (leader / tablespace / "5/PG_VERSION").write_text("13\n")
+    (member / "PG_VERSION").write_text("13\n")
+    (member / "base/1/PG_VERSION").write_text("13\n")
+
+    files = run(shell.version_files(str(leader)), cwd=here).sections()["files"].splitlines()
+    added = run(shell.add_version_files(str(member), files), cwd=here)
+
+    assert added.status == 0, added.error
+    # base/6 is new on the leader: WAL brings it, with its files
+    assert added.output.split() == ["base/5/PG_VERSION", f"{tablespace}/5/PG_VERSION"]
+    assert sorted(str(path.relative_to(member)) for path in member.rglob("PG_VERSION")) == [
+        "PG_VERSION",
+        "base/1/PG_VERSION",
+        "base/5/PG_VERSION",
+        f"{tablespace}/5/PG_VERSION",
+    ]
+    assert (member / "base/5/PG_VERSION").read_text() == "13\n"
+    assert run(shell.add_version_files(str(member), files), cwd=here).output == ""

@@ -78,6 +78,8 @@ class RejoinMemberOperator(BluegreenOperator):
         if how != "reclone" and not reason:
             try:
                 self._rewind(node, state, checkpoint, found)
+                if ServerVersion(checkpoint.server_version_num).rewind_skips_version_files:
+                    self._add_version_files(hook, survey, checkpoint)
                 node.done(shell.bring_back(node.config_path), "bringing Patroni's configuration back")
                 start_patroni(node)
                 back = self._back(hook, checkpoint, survey, "rewind", seconds=STREAMING_SECONDS)
@@ -109,6 +111,18 @@ class RejoinMemberOperator(BluegreenOperator):
             timeout_seconds=REWIND_SECONDS + 10,
         )
         self.log.info("%s: %s", self.member, " ".join(result.output.split())[-300:])
+
+    def _add_version_files(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> None:
+        leader, here = checkpoint.held, self.member
+        there = hook.nodes[leader].done(
+            shell.version_files(survey.states[leader].config.data_dir), "listing the databases' folders"
+        )
+        files = there.sections()["files"].splitlines()
+        added = hook.nodes[here].done(
+            shell.add_version_files(survey.states[here].config.data_dir, files), "completing the databases' folders"
+        )
+        if added.output.strip():
+            self.log.info("%s: pg_rewind had left out %s", here, ", ".join(added.output.split()))
 
     def _reclone(self, hook: ClusterHook, node: NodeHook, state: NodeState, checkpoint: Checkpoint) -> list[str]:
         wait_until(lambda: check_leader(hook, checkpoint), seconds=30)

@@ -82,3 +82,12 @@ class ServerVersion:
     def rewind_recovers_first(self) -> bool:
         """From 13 on ``pg_rewind`` runs crash recovery on its target by itself."""
         return self.num >= 130000
+
+    @property
+    def rewind_skips_version_files(self) -> bool:
+        """Before 14 ``pg_rewind`` copies no file of the name PG_VERSION, not even one that its target lacks.
+
+        A database that the target dropped after the mark comes back without it, and nobody can connect
+        (``src/bin/pg_rewind/filemap.c``; seen on 11 and 13).
+        """
+        return self.num < 140000
