@@ -6,7 +6,10 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from lab.client import AirflowClient
 from lab.cluster import Lab
@@ -41,7 +44,16 @@ def seed(lab: Lab) -> None:
     lab.sql(leader, SEED, user="release")
     lab.sql(leader, "create database reporting owner release", database="postgres")
     lab.sql(leader, "create table figures as select generate_series(1, 100) as n", database="reporting", user="release")
-    wait_for("the seeded rows on every member", lambda: len({str(contents(lab, name)) for name in lab.names}) == 1)
+    rows = contents(lab, leader)
+    wait_for("the seeded rows on every member", lambda: all(has(lab, name, rows) for name in lab.names))
+
+
+def has(lab: Lab, name: str, rows: Contents) -> bool:
+    """Whether this member has exactly these rows now; one that does not answer, or is changing, has not."""
+    try:
+        return contents(lab, name) == rows
+    except psycopg.Error:
+        return False
 
 
 def wait_for(what: str, look: Callable[[], Any], seconds: float = 60, every: float = 0.1) -> Any:
@@ -119,6 +131,12 @@ class Scene:
         )
         return report
 
+    def task(self, dag: str, run_id: str, task_id: str) -> str:
+        """The state in which a task of a run has ended; empty while it has not."""
+        states = {task["task_id"]: task["state"] for task in self.airflow.tasks(f"bluegreen_{dag}", run_id)}
+        state = str(states.get(task_id))
+        return state if state in ("success", "failed", "skipped", "upstream_failed") else ""
+
     def refused(self, dag: str, **conf: Any) -> str:
         """Run one of the DAGs, which must be refused; return its sentence."""
         state, report = self.run(dag, **conf)
@@ -158,11 +176,15 @@ class Scene:
 
     def journal(self, member: str | None = None) -> dict[str, Any]:
         """The journal on a member, by default the held one; empty where there is none."""
-        path = self.lab.nodes[member or self.held].patroni_config
         try:
-            return json.loads(path.with_name(path.name + JOURNAL).read_text())
+            return json.loads(self.journal_path(member or self.held).read_text())
         except FileNotFoundError:
             return {}
+
+    def journal_path(self, member: str) -> Path:
+        """Where a member's journal is."""
+        path = self.lab.nodes[member].patroni_config
+        return path.with_name(path.name + JOURNAL)
 
     def locks(self) -> list[str]:
         """The members that are locked."""

@@ -66,20 +66,14 @@ def test_a_rollback_that_fails_before_the_promotion_leaves_the_archive_and_bring
         path.chmod(0)  # no server can read it: the recovery fails after its start
     run_id = scene.trigger("rollback", **scene.rollback_conf())
     try:
-        wait_for(
-            "the recovery failed",
-            lambda: any(
-                task["task_id"] == "recover" and task["state"] == "failed"
-                for task in scene.airflow.tasks("bluegreen_rollback", run_id)
-            ),
-            seconds=200,
-        )
+        ended = wait_for("the recovery ended", lambda: scene.task("rollback", run_id, "recover"), seconds=200)
     finally:
         for path in hidden:
             path.chmod(0o600)
     state = scene.airflow.wait("bluegreen_rollback", run_id, seconds=300)
     report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
 
+    assert ended == "failed"
     assert (state, report["result"]) == ("failed", "failed")
     assert "put back into service" in report["message"], report["message"]
     verdict(lab, before=scene.fresh, rows=new, held=held, held_streams=False, seconds=60)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tests.cluster.scene import Scene, wait_for
-from tests.cluster.verdict import contents, verdict
+from tests.cluster.scene import Scene, has, wait_for
+from tests.cluster.verdict import verdict
 
 LOOPS_SECONDS = 14  # more than two loop_waits of 5 s
 
@@ -28,7 +28,7 @@ def test_a_hold_outlasts_restarts_of_postgresql_of_patroni_and_of_both(scene: Sc
     new = scene.deploy_badly()
 
     def is_back() -> bool:
-        return (lab.patroni(held) or {}).get("state") == "running" and contents(lab, held) == scene.rows
+        return (lab.patroni(held) or {}).get("state") == "running" and has(lab, held, scene.rows)
 
     server = lab.postmaster(held)
     lab.patronictl("restart", lab.name, held, "--force").check_returncode()

@@ -1,0 +1,118 @@
+"""The monitor says what is wrong, with figure, limit and advice, and lets the standby go before a disk is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from tests.cluster.scene import Scene, wait_for
+from tests.cluster.verdict import verdict
+
+
+@pytest.fixture
+def registry(run_folder: Path) -> Iterator[Path]:
+    """The lab's registry, put back afterwards."""
+    path = run_folder / "clusters.yaml"
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
+
+
+def change(registry: Path, cluster: str, **values: Any) -> None:
+    """Edit a cluster of the registry; `limits` are merged."""
+    yaml = YAML()
+    data = yaml.load(registry)
+    entry = data["clusters"].setdefault(cluster, {})
+    for name, value in values.items():
+        if name == "limits":
+            entry.setdefault("limits", {}).update(value)
+        else:
+            entry[name] = value
+    new = registry.with_suffix(".new")
+    yaml.dump(data, new)
+    new.chmod(0o644)
+    new.replace(registry)
+
+
+def look(scene: Scene, cluster: str) -> tuple[str, str, dict[str, Any]]:
+    """Run the monitor once; return state, problem and figures of one cluster's task."""
+    airflow = scene.airflow
+    airflow.request("PATCH", "dags/bluegreen_monitor", {"is_paused": False})
+    try:
+        run_id = airflow.trigger("bluegreen_monitor", {})
+        airflow.wait("bluegreen_monitor", run_id, seconds=180)
+    finally:
+        airflow.request("PATCH", "dags/bluegreen_monitor", {"is_paused": True})
+    for task in airflow.tasks("bluegreen_monitor", run_id):
+        if task["task_id"] == "look" and task["rendered_map_index"] == cluster:
+            found = [
+                airflow.request(
+                    "GET",
+                    f"dags/bluegreen_monitor/dagRuns/{run_id}/taskInstances/look/xcomEntries/{key}"
+                    f"?map_index={task['map_index']}",
+                )
+                for key in ("problem", "return_value")
+            ]
+            values = [answer.json()["value"] if answer.status_code == 200 else {} for answer in found]
+            return task["state"], values[0].get("message", ""), values[1]
+    raise AssertionError(f"the monitor did not look at {cluster}")
+
+
+def test_a_healthy_cluster_with_a_checkpoint_gives_figures_and_no_problem(scene: Scene) -> None:
+    scene.checkpoint()
+    state, problem, figures = look(scene, scene.lab.name)
+    assert (state, problem) == ("success", "")
+    assert figures["checkpoint"]["id"] == scene.record["id"]
+    held = figures["members"][scene.held]
+    assert held["state"] == "streaming" and held["flush_lag_bytes"] == 0 and held["receiver"] == "streaming"
+    assert held["slot_wal_bytes"] is not None
+    assert all(0 < member["wal_free_percent"] <= 100 for member in figures["members"].values())
+
+
+def test_a_lost_checkpoint_is_called_lost(scene: Scene) -> None:
+    scene.checkpoint()
+    node = scene.lab.nodes[scene.held]
+    node.patroni_config.write_text(node.patroni_config.read_text().replace('"20d"', "0"))
+    scene.lab.ssh(scene.held, f"curl -s -X POST {node.rest}/reload").check_returncode()
+    wait_for(
+        "the mark is replayed",
+        lambda: scene.lab.value(scene.held, "select txid_status(%s)", (scene.xid,)) == "committed",
+    )
+    state, problem, _ = look(scene, scene.lab.name)
+    assert state == "failed"
+    assert f"LOST: checkpoint {scene.record['id']} is lost" in problem
+
+
+def test_before_a_disk_is_full_the_hold_is_released_loudly(scene: Scene, registry: Path) -> None:
+    scene.checkpoint()
+    rows = scene.deploy_badly()
+    change(registry, scene.lab.name, limits={"disk_free_percent": 99})
+    state, problem, _ = look(scene, scene.lab.name)
+    assert state == "failed"
+    assert f"RELEASED: the hold of checkpoint {scene.record['id']} on {scene.held} was released" in problem
+    assert "the limit is 99 %" in problem
+    wait_for("the standby has caught up", lambda: not scene.lab.trouble())
+    verdict(scene.lab, before=scene.fresh, rows=rows)
+
+
+def test_without_auto_release_the_hold_stays(scene: Scene, registry: Path) -> None:
+    scene.checkpoint()
+    change(registry, scene.lab.name, limits={"disk_free_percent": 99}, auto_release=False)
+    state, problem, _ = look(scene, scene.lab.name)
+    assert state == "failed" and "RELEASED" not in problem and "make room, or end the hold" in problem
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, held=scene.held)
+
+
+def test_an_unreachable_cluster_does_not_blind_the_others(scene: Scene, registry: Path) -> None:
+    change(registry, "gone", patroni=["http://127.0.0.99:8008"], postgres_conn_id="lab_postgres", ssh_conn_id="lab_ssh")
+    change(
+        registry, "broken", patroni=["http://127.0.0.99:8008"], postgres_conn_id="lab_postgres", ssh_con_id="lab_ssh"
+    )
+    assert look(scene, scene.lab.name)[0] == "success"
+    state, problem, _ = look(scene, "gone")
+    assert state == "failed" and "no Patroni of cluster 'gone' answers" in problem
+    state, problem, _ = look(scene, "broken")
+    assert state == "failed" and "did you mean 'ssh_conn_id'" in problem

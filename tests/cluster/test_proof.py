@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 from lab.cluster import Lab
 from lab.standalone import Airflow
-from tests.cluster.scene import Scene, wait_for
-from tests.cluster.verdict import contents, look, unchanged, verdict
+from tests.cluster.scene import Scene, has, wait_for
+from tests.cluster.verdict import look, unchanged, verdict
 
 SCRIPT = Path(__file__).with_name("mark_by_hand.py")
 
@@ -31,7 +31,7 @@ def test_a_checkpoint_that_was_lost_is_refused(scene: Scene) -> None:
     held = scene.held
     new = scene.deploy_badly()
     edit_yaml(lab, held, 'recovery_min_apply_delay: "20d"', 'recovery_min_apply_delay: "0"')
-    wait_for("the held member replays the deployment", lambda: contents(lab, held) == new)
+    wait_for("the held member replays the deployment", lambda: has(lab, held, new))
     before = look(lab)
 
     sentence = scene.refused("rollback", **scene.rollback_conf())

@@ -37,6 +37,9 @@ where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_s
 
 Contents = dict[str, str]
 
+# what lies beside the YAML of every member while a checkpoint is held
+JOURNALS = frozenset({".bluegreen-journal", ".bluegreen-runbook"})
+
 
 @dataclass
 class MemberPicture:
@@ -279,11 +282,11 @@ def _faults(
             "signals": frozenset() if is_leader else frozenset({"standby.signal"}),
         }
         if is_held:
-            wanted |= {"leftovers": frozenset({".bluegreen-journal", ".bluegreen-original"})}
+            wanted |= {"leftovers": JOURNALS | {".bluegreen-original"}}
             if not held_streams:
                 del wanted["timeline"], wanted["history"]
         else:
-            left = frozenset({".bluegreen-journal"}) if held else frozenset()
+            left = JOURNALS if held else frozenset()
             wanted |= {"yaml": was.yaml, "tags": was.tags, "settings": was.settings, "leftovers": left}
         for key, value in wanted.items():
             if (got := getattr(one, key)) != value:

@@ -1,0 +1,127 @@
+"""The deployment DAG: a checkpoint first, then resume or rollback by how the deployment ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import psutil
+from lab.standalone import Airflow
+from tests.cluster.scene import BAD_MIGRATION, GOOD_MIGRATION, Scene, wait_for
+from tests.cluster.verdict import contents, verdict
+
+CHECKS = ["select count(*) = 1000 from orders", "select bool_and(total > 0) from orders"]
+
+
+def deploy(scene: Scene, **conf: Any) -> tuple[str, str, dict[str, Any]]:
+    """Run the deployment DAG to its end; return its run, state and report."""
+    run_id = scene.trigger("deploy", **conf)
+    state = scene.airflow.wait("bluegreen_deploy", run_id, seconds=400)
+    return run_id, state, scene.airflow.xcom("bluegreen_deploy", run_id, "report") or {}
+
+
+def test_a_good_deployment_is_kept_on_every_member(scene: Scene) -> None:
+    _, state, report = deploy(scene, sql=GOOD_MIGRATION, checks=CHECKS, label="release 2")
+    assert (state, report["result"]) == ("success", "deployed"), report
+    verdict(scene.lab, before=scene.fresh, rows=contents(scene.lab, scene.leader))
+    assert contents(scene.lab, scene.leader) != scene.rows
+
+
+def test_failed_checks_roll_back(scene: Scene) -> None:
+    run_id, state, report = deploy(scene, sql=BAD_MIGRATION, checks=CHECKS)
+    assert (state, report["result"]) == ("failed", "rolled_back"), report
+    assert "check 2 of 2 is not true" in report["message"]
+    record = report["checkpoint"]
+    assert record["deployment"]["run_id"] == run_id
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=record["held"], after_xid=record["xid"])
+
+
+def test_a_command_finds_the_primary_and_its_failure_rolls_back(scene: Scene) -> None:
+    command = (
+        "psql -X -v ON_ERROR_STOP=1 -c 'set role release; create table by_command as select 1 as i' && "
+        "psql -XAtc 'select not pg_is_in_recovery()' | grep -qx t && exit 3"
+    )
+    _, state, report = deploy(scene, command=command, checks=CHECKS)
+    assert (state, report["result"]) == ("failed", "rolled_back"), report
+    assert "ended with status 3" in report["message"]
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=report["checkpoint"]["held"])
+
+
+def test_without_a_checkpoint_nothing_is_deployed(scene: Scene) -> None:
+    scene.checkpoint(label="somebody else's")
+    _, state, report = deploy(scene, sql=BAD_MIGRATION, checks=CHECKS)
+    assert (state, report["result"]) == ("failed", "refused"), report
+    assert "Nothing was deployed" in report["message"] and scene.record["id"] in report["message"]
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, held=scene.held)
+
+
+def test_a_person_is_asked_and_decides(scene: Scene) -> None:
+    run_id = scene.trigger("deploy", sql=GOOD_MIGRATION, checks=CHECKS, decision="ask")
+    airflow = scene.airflow
+
+    def waits() -> bool:
+        return any(
+            task["task_id"] == "ask" and task["state"] in {"awaiting_input", "deferred"}
+            for task in airflow.tasks("bluegreen_deploy", run_id)
+        )
+
+    wait_for("the run waits for a person", waits, seconds=200)
+    answer = airflow.request(
+        "PATCH",
+        f"dags/bluegreen_deploy/dagRuns/{run_id}/taskInstances/ask/-1/hitlDetails",
+        {"chosen_options": ["Roll back"], "params_input": {}},
+    )
+    assert answer.status_code == 200, answer.text
+    airflow.wait("bluegreen_deploy", run_id, seconds=400)
+    report = airflow.xcom("bluegreen_deploy", run_id, "report")
+    assert report["result"] == "rolled_back", report
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=report["checkpoint"]["held"])
+
+
+def test_while_a_deployment_runs_nobody_else_ends_its_checkpoint(scene: Scene) -> None:
+    run_id = scene.trigger("deploy", command="sleep 45", checks=CHECKS)
+    wait_for("the deployment runs", lambda: _state(scene, run_id, "deploy") == "running", seconds=200)
+    (report,) = [scene.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")]
+    scene.record = report["checkpoint"]
+    for dag, conf in (("resume", {}), ("rollback", scene.rollback_conf())):
+        sentence = scene.refused(dag, **conf)
+        assert "which is still running" in sentence and run_id in sentence
+    report = scene.finish("deploy", run_id)
+    assert report["result"] == "deployed"
+
+
+def test_a_killed_worker_finds_the_same_child_again(scene: Scene, standalone: Airflow) -> None:
+    run_id = scene.trigger("deploy", sql=GOOD_MIGRATION, checks=CHECKS)
+    wait_for(
+        "the parent triggers", lambda: _state(scene, run_id, "take_checkpoint") == "running", seconds=120, every=0.02
+    )
+    killed = _kill_task(standalone, "take_checkpoint")
+    report = scene.finish("deploy", run_id)
+    assert report["result"] == "deployed", (killed, report)
+    children = scene.airflow.get("dags/bluegreen_checkpoint/dagRuns", limit=100)["dag_runs"]
+    assert [run["dag_run_id"] for run in children if run["dag_run_id"].startswith(run_id)] == [
+        f"{run_id}__bluegreen_checkpoint__0"
+    ]
+
+
+def _state(scene: Scene, run_id: str, task_id: str) -> str | None:
+    for task in scene.airflow.tasks("bluegreen_deploy", run_id):
+        if task["task_id"] == task_id:
+            return task["state"]
+    return None
+
+
+def _kill_task(standalone: Airflow, task_id: str) -> int:
+    """SIGKILL to the processes of a running task; return how many there were."""
+    killed = 0
+    deadline = time.monotonic() + 5
+    group = standalone.group()
+    while not killed and time.monotonic() < deadline:
+        for process in psutil.process_iter(["cmdline", "pid"]):
+            title = " ".join(process.info["cmdline"] or [])
+            if task_id in title and "airflow" in title and os.getpgid(process.pid) == group:
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+    return killed
