@@ -86,6 +86,15 @@ class Standalone:
             "writing the files of the recovery",
         )
 
+    def shut(self, found: DataDirectory) -> None:
+        """Shut a promoted server again that an earlier try may have opened: the proof goes over the socket."""
+        hba, ident = standalone.closed_hba(self.state.config.superuser, self.node.commands.os_user)
+        originals = self.originals
+        files = {originals["pg_hba.conf"]: hba, originals["pg_ident.conf"]: ident}
+        self.node.done(shell.replace_files(files), "shutting the server to clients again")
+        if found.server_processes:
+            self.node.done(shell.reload_server(self.data_dir, found.bin_dir), "reloading the server")
+
     def _restore_command(self, found: DataDirectory) -> str:
         """Return the node's own restore command: it also finds timelines that only the archive knows."""
         settings = dict(self.checkpoint.hold.settings) if self.checkpoint.hold else {}

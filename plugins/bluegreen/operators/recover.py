@@ -54,6 +54,8 @@ class RecoverToMarkOperator(BluegreenOperator):
         branch = held.branch(found)
         if branch is None and checkpoint.past_no_return:
             raise RefusedError(f"{node.where}: the journal says promoted, but no history line proves it")
+        if branch is not None:
+            held.shut(found)
         if not found.server_processes:
             if branch is None:
                 prove_wal(node, checkpoint, state.config.data_dir, found)
