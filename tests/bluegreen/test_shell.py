@@ -782,13 +782,8 @@ def test_the_scripts_are_posix_shell(here: Path) -> None:
 
 def test_databases_that_came_back_without_their_version_file_get_it(here: Path) -> None:
     leader, member = here / "lea der", here / "mem ber"
-    for folder in (
-        "base/1",
-        "base/5",
-        "base/pgsql_tmp",
-        "pg_tblspc/9/PG_13_202007201/5",
-        "pg_tblspc/9/PG_13_202007201/1",
-    ):
+    tablespace = "pg_tblspc/9/PG_13_202007201"
+    for folder in ("base/1", "base/5", "base/pgsql_tmp", f"{tablespace}/5", f"{tablespace}/1"):
         (leader / folder).mkdir(parents=True)
         (member / folder).mkdir(parents=True)
     (leader / "base/6").mkdir()
