@@ -79,7 +79,10 @@ class SshServer(paramiko.ServerInterface):
             transport.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self._socket.close()
+        if self._socket.fileno() >= 0:
+            # Closing alone does not wake the thread that waits in accept(), and it would take one more.
+            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
         for transport in self._transports:
             transport.close()
 

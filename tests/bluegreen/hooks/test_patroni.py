@@ -74,6 +74,8 @@ class Server:
 
     def close(self) -> None:
         self.stopped.set()
+        # Closing alone does not wake the thread that waits in accept().
+        self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
@@ -118,6 +120,8 @@ def server() -> Iterator[Server]:
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patroni, "TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(patroni, "ANSWER_SECONDS", 1.0)
+    # A default is bound where the method is defined.
+    monkeypatch.setitem(PatroniHook.request.__kwdefaults__, "read_seconds", 0.5)
 
 
 def hook(*urls: str, conn_id: str | None = None) -> PatroniHook:
