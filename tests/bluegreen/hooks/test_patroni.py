@@ -180,6 +180,13 @@ def test_a_bad_answer_ends_in_one_sentence_within_its_time(server: Server, kind:
     assert "\n" not in message and len(message) < 600
 
 
+@pytest.mark.parametrize("kind", ["too much", "a large body", "a bomb"])
+def test_an_answer_that_is_too_large_is_cut_off_for_its_size(server: Server, kind: str) -> None:
+    server.answer = BAD_ANSWERS[kind]
+    with hook(server.url) as api, pytest.raises(FailedForNowError, match=r"answered more than \d+ bytes"):
+        api.request("GET", server.url)
+
+
 def test_the_first_member_that_answers_well_is_believed(server: Server) -> None:
     bad, good = server, Server()
     bad.answer = plain(200, "<html>")
