@@ -198,9 +198,7 @@ def _lag(hook: ClusterHook, replication: list[Row], standby: Member, checks: _Ch
     rows = [row for row in replication if row["application_name"] == standby.name]
     if len(rows) != 1 or rows[0]["state"] != "streaming":
         found = ", ".join(str(row["state"]) for row in rows) or "no connection"
-        raise RefusedError(
-            f"{standby.name} does not stream (found: {found}); expected one streaming connection"
-        )
+        raise RefusedError(f"{standby.name} does not stream (found: {found}); expected one streaming connection")
     lag = rows[0]["replay_lag_bytes"]
     if lag is None:
         raise FailedForNowError(f"the lag of {standby.name} is not known; expected a number of bytes")
