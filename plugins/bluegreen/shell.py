@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from shlex import quote
 
 ASIDE = ".bluegreen-aside"
+CLEAN = ".bluegreen-clean"
+"""What the owner has written, while the new leader runs with a tag of it switched off."""
 JOURNAL = ".bluegreen-journal"
 LOCK = ".bluegreen-lock"
 LOG = ".bluegreen-log"
@@ -446,6 +448,20 @@ if [ ! -e "$config" ]; then mv -- "$config{ASIDE}" "$config"; sync -- "$(dirname
 test ! -e "$config{ASIDE}"
 """
     return script(body, config=path)
+
+
+def restore_clean(path: str) -> str:
+    """Put what the owner has written back in its place; print whether there was something to put back."""
+    return script(
+        f"""
+if [ -d "$config" ]; then
+  if [ -e "$config/{HOLD_FILE}" ]; then rm -f -- "$config/{HOLD_FILE}"; echo yes | section restored; fi
+elif [ -e "$config{CLEAN}" ]; then
+  base64 < "$config{CLEAN}" | put "$config"; rm -f -- "$config{CLEAN}"; echo yes | section restored
+fi
+""",
+        config=path,
+    )
 
 
 def reload_server(data_dir: str, bin_dir: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bluegreen.checkpoint import Phase
+from bluegreen import shell
+from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.hooks.hold import check_released
+from bluegreen.hooks.hold import check_released, check_tags
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, owner_of, survey_as_owner
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 STREAMING_SECONDS = 60
+TAG_SECONDS = 40
 
 
 class CloseCheckpointOperator(BluegreenOperator):
@@ -71,6 +73,8 @@ class CloseCheckpointOperator(BluegreenOperator):
                 "in hosts_down"
             ]
             return result
+        if checkpoint.phase is Phase.TAKEN_OVER:
+            result["warnings"] = _restore_owners_tag(hook, checkpoint)
         remove_journals(hook, checkpoint, set(members))
         return result
 
@@ -88,6 +92,21 @@ class UnlockClusterOperator(BluegreenOperator):
         survey = hook.survey()
         hook.unlock(owner_of(context, ""), survey.states)
         return {"members": hook.member_states(survey.topology)}
+
+
+def _restore_owners_tag(hook: ClusterHook, checkpoint: Checkpoint) -> list[str]:
+    """Give the new leader the configuration that its owner wrote, where it ran without its ``nofailover``."""
+    node, address = hook.nodes[checkpoint.held], checkpoint.members[checkpoint.held]
+    if "restored" not in node.done(shell.restore_clean(node.config_path), "restoring the owner's tag").sections():
+        return []
+    hook.patroni.reload(address.api_url)
+    wanted = {"nofailover": node.state().config.tags.get("nofailover")}
+    wait_until(partial(check_tags, hook.patroni, address.api_url, wanted), seconds=TAG_SECONDS)
+    return [
+        f"{checkpoint.held} leads and its own configuration says nofailover, as before. Under such a leader Patroni 4 "
+        "keeps no slots for replicas: one that connects anew finds none and does not stream. Switch over to another "
+        "member, or take the tag out"
+    ]
 
 
 def _all_stream(hook: ClusterHook, members: list[str]) -> None:

@@ -15,11 +15,13 @@ from bluegreen.hooks.leadership import check_leader, prove_history, prove_write,
 from bluegreen.hooks.node import NodeHook, NodeState
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
+from bluegreen.recovery.node_config import NodeConfig, edit, parse_node_config
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 LEADER_SECONDS = 120
+MAY_LEAD: dict[tuple[str, ...], Any] = {("tags", "nofailover"): False}
 
 
 class StartLeaderOperator(BluegreenOperator):
@@ -67,7 +69,18 @@ class StartLeaderOperator(BluegreenOperator):
         node.done(
             shell.replace_files({cached: json.dumps(checkpoint.dynamic_config)}), "writing the dynamic configuration"
         )
-        node.done(shell.release_aside(node.config_path, clean), "bringing Patroni's configuration back")
+        # A leader that is tagged nofailover keeps no slots for its replicas (Patroni 4), so none could rejoin.
+        if state.folder:
+            node.done(shell.release_aside(node.config_path, clean), "bringing Patroni's configuration back")
+            if kept_out_of_elections(node.state().config):
+                path = f"{node.config_path}/{shell.HOLD_FILE}"
+                node.done(shell.replace_files({path: edit("", MAY_LEAD, where=path)}), "letting the member lead")
+        else:
+            final = next(text for text in (clean, state.original, state.files[""]) if text is not None)
+            if kept_out_of_elections(parse_node_config([final], where=node.where)):
+                node.done(shell.replace_files({node.config_path + shell.CLEAN: final}), "keeping what the owner wrote")
+                clean = edit(final, MAY_LEAD, where=f"{node.where}: {node.config_path}")
+            node.done(shell.release_aside(node.config_path, clean), "bringing Patroni's configuration back")
         return [warning] if warning else []
 
     def _same_config(self, hook: ClusterHook, checkpoint: Checkpoint) -> list[str]:
@@ -80,3 +93,8 @@ class StartLeaderOperator(BluegreenOperator):
             key for key in {*found, *checkpoint.dynamic_config} if found.get(key) != checkpoint.dynamic_config.get(key)
         )
         return [f"Patroni's dynamic configuration had other values for {', '.join(changed)}; they were put back"]
+
+
+def kept_out_of_elections(config: NodeConfig) -> bool:
+    """Tell whether its owner has tagged a member so that it never becomes the leader."""
+    return bool(config.tags.get("nofailover"))
