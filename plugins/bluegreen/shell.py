@@ -8,7 +8,7 @@ content is ever parsed by a shell. What must not happen twice looks first.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from shlex import quote
 
 ASIDE = ".bluegreen-aside"
@@ -319,10 +319,17 @@ def psql(bin_dir: str, socket_dir: str, port: str, user: str, statement: str) ->
     )
 
 
-def waldump(bin_dir: str, program: str, wal_dir: str, *, timeline: int, start: str, end: str) -> str:
-    """Print the transaction records between two LSNs."""
+def waldump(
+    bin_dir: str, program: str, wal_dir: str, *, timeline: int, start: str, end: str, files: Sequence[str] = ()
+) -> str:
+    """Print the transaction records between two LSNs.
+
+    :param files: the first WAL file and, where it is another, the last one. Without them the program takes the
+        size of a WAL file from any file in the folder, also from one that was created ahead and holds only zeros.
+    """
+    options = f' -p "$wal" -t {timeline} -r Transaction -s {quote(start)} -e {quote(end)}'
     return script(
-        '"$bin"/' + quote(program) + f' -p "$wal" -t {timeline} -r Transaction -s {quote(start)} -e {quote(end)}\n',
+        '"$bin"/' + quote(program) + options + "".join(f" {quote(file)}" for file in files) + "\n",
         bin=bin_dir,
         wal=wal_dir,
     )

@@ -10,7 +10,7 @@ from bluegreen.exceptions import CheckpointLostError, FailedForNowError, Refused
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.recovery.versions import ServerVersion
-from bluegreen.recovery.wal import commit_is_in, missing_segments, parse_lsn
+from bluegreen.recovery.wal import commit_is_in, missing_segments, parse_lsn, segment_ids
 
 LOST = "take a new one before the next deployment; this one cannot be rolled back to"
 
@@ -73,14 +73,17 @@ def prove_wal(node: NodeHook, checkpoint: Checkpoint, data_dir: str, found: Data
             f"checkpoint {checkpoint.id} is lost: {node.where} lacks {len(missing)} WAL file(s) between {redo} and "
             f"the mark at {checkpoint.lsn}, the first ends in {missing[0]}; {LOST}"
         )
+    timeline = checkpoint.timeline or 1
+    files = [f"{timeline:08X}{part}" for part in segment_ids(checkpoint.restore_point_lsn, checkpoint.lsn, segment)]
     result = node.run(
         shell.waldump(
             found.bin_dir,
             version.waldump,
             f"{data_dir}/{version.wal_directory}",
-            timeline=checkpoint.timeline or 1,
+            timeline=timeline,
             start=checkpoint.restore_point_lsn,
             end=checkpoint.lsn,
+            files=list(dict.fromkeys((files[0], files[-1]))),
         )
     )
     if not commit_is_in(result.output, checkpoint.xid):
