@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-
 from lab.client import AirflowClient
 from lab.cluster import Lab
 from tests.cluster.verdict import Contents, Picture, contents

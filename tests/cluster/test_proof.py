@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
+import yaml
 from lab.cluster import Lab
 from lab.standalone import Airflow
 from tests.cluster.scene import Scene, has, wait_for
@@ -40,9 +42,18 @@ def test_a_checkpoint_that_was_lost_is_refused(scene: Scene) -> None:
     assert "Nothing was changed" in sentence
     unchanged(lab, before)
 
-    # what a person does then
-    scene.must("resume", checkpoint=scene.record["id"])
-    verdict(lab, before=scene.fresh, rows=new)
+    # what a person does then: only the hold's own keys go, the edit by hand stays, and the report says so
+    report = scene.must("resume", checkpoint=scene.record["id"])
+    assert any("was edited during the hold" in warning for warning in report["warnings"]), report["warnings"]
+    before = copy.deepcopy(scene.fresh)
+    now, was = lab.nodes[held].patroni_config, before.members[held]
+    assert was.yaml
+    wanted = yaml.safe_load(was.yaml[0])
+    left = yaml.safe_load(now.read_text())
+    assert left["postgresql"].pop("recovery_conf") == {"recovery_min_apply_delay": "0"}
+    assert left == wanted
+    was.yaml = (now.read_bytes(), *was.yaml[1:])
+    verdict(lab, before=before, rows=new)
 
 
 def test_a_mark_that_the_standby_has_applied_is_taken_again(scene: Scene, standalone: Airflow) -> None:
