@@ -79,7 +79,7 @@ def test_a_lost_checkpoint_is_called_lost(scene: Scene) -> None:
     scene.lab.ssh(scene.held, f"curl -s -X POST {node.rest}/reload").check_returncode()
     wait_for(
         "the mark is replayed",
-        lambda: scene.lab.value(scene.held, "select txid_status(%s)", (scene.xid,)) == "committed",
+        lambda: scene.lab.value(scene.held, "select txid_snapshot_xmax(txid_current_snapshot()) > %s", (scene.xid,)),
     )
     state, problem, _ = look(scene, scene.lab.name)
     assert state == "failed"

@@ -220,6 +220,7 @@ def verdict(
     held: str | None = None,
     held_rows: Contents | None = None,
     held_streams: bool = True,
+    held_leftovers: frozenset[str] = frozenset(),
     seconds: float = 45,
 ) -> Picture:
     """Raise unless the whole cluster is as expected; return its picture.
@@ -232,12 +233,15 @@ def verdict(
     :param held: the member that must be held; None when nothing may be left of a checkpoint.
     :param held_rows: what the held member must have; by default what the fresh cluster had.
     :param held_streams: whether the held member must be receiving.
+    :param held_leftovers: what lies there beside journal, runbook and original.
     :param seconds: how long replicas have time to catch up.
     """
     deadline = time.monotonic() + seconds
     while True:
         picture = look(lab)
-        faults = _faults(picture, before, rows, leader, timeline, after_xid, held, held_rows, held_streams)
+        faults = _faults(
+            picture, before, rows, leader, timeline, after_xid, held, held_rows, held_streams, held_leftovers
+        )
         if not faults:
             return picture
         if time.monotonic() > deadline:
@@ -255,6 +259,7 @@ def _faults(
     held: str | None,
     held_rows: Contents | None,
     held_streams: bool,
+    held_leftovers: frozenset[str],
 ) -> list[str]:
     faults = [f"{name}: {one.error}" for name, one in picture.members.items() if one.error]
     if picture.leader is None or picture.leader == held or (leader and picture.leader != leader):
@@ -282,7 +287,7 @@ def _faults(
             "signals": frozenset() if is_leader else frozenset({"standby.signal"}),
         }
         if is_held:
-            wanted |= {"leftovers": JOURNALS | {".bluegreen-original"}}
+            wanted |= {"leftovers": JOURNALS | held_leftovers | {".bluegreen-original"}}
             if not held_streams:
                 del wanted["timeline"], wanted["history"]
         else:
