@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +39,32 @@ def change(registry: Path, cluster: str, **values: Any) -> None:
 
 
 def look(scene: Scene, cluster: str) -> tuple[str, str, dict[str, Any]]:
-    """Run the monitor once; return state, problem and figures of one cluster's task."""
+    """Have the monitor look; return state, problems and figures of one cluster's tasks.
+
+    Unpausing it starts the run of this minute too, so what any run since then says counts.
+    """
     airflow = scene.airflow
+    since = datetime.now(UTC).isoformat()
     airflow.request("PATCH", "dags/bluegreen_monitor", {"is_paused": False})
     try:
-        run_id = airflow.trigger("bluegreen_monitor", {})
-        airflow.wait("bluegreen_monitor", run_id, seconds=180)
+        airflow.wait("bluegreen_monitor", airflow.trigger("bluegreen_monitor", {}), seconds=180)
     finally:
         airflow.request("PATCH", "dags/bluegreen_monitor", {"is_paused": True})
-    for task in airflow.tasks("bluegreen_monitor", run_id):
-        if task["task_id"] == "look" and task["rendered_map_index"] == cluster:
-            found = [
-                airflow.request(
-                    "GET",
-                    f"dags/bluegreen_monitor/dagRuns/{run_id}/taskInstances/look/xcomEntries/{key}"
-                    f"?map_index={task['map_index']}",
-                )
-                for key in ("problem", "return_value")
-            ]
-            values = [answer.json()["value"] if answer.status_code == 200 else {} for answer in found]
-            return task["state"], values[0].get("message", ""), values[1]
-    raise AssertionError(f"the monitor did not look at {cluster}")
+    runs = airflow.get("dags/bluegreen_monitor/dagRuns", start_date_gte=since, order_by="start_date")["dag_runs"]
+    states, problems, figures = set(), [], {}
+    for run in runs:
+        for task in airflow.tasks("bluegreen_monitor", run["dag_run_id"]):
+            if task["task_id"] == "look" and task["rendered_map_index"] == cluster:
+                states.add(task["state"])
+                path = f"dags/bluegreen_monitor/dagRuns/{run['dag_run_id']}/taskInstances/look/xcomEntries"
+                for key in ("problem", "return_value"):
+                    answer = airflow.request("GET", f"{path}/{key}?map_index={task['map_index']}")
+                    if answer.status_code == 200 and key == "problem":
+                        problems.append(answer.json()["value"]["message"])
+                    elif answer.status_code == 200:
+                        figures = answer.json()["value"]
+    assert states, f"the monitor did not look at {cluster}"
+    return "failed" if "failed" in states else states.pop(), "; ".join(problems), figures
 
 
 def test_a_healthy_cluster_with_a_checkpoint_gives_figures_and_no_problem(scene: Scene) -> None:
