@@ -208,4 +208,15 @@ class Scene:
 
     def wait_failover(self, old: str, seconds: float = 90) -> str:
         """Wait until another member leads and takes writes."""
-        return wait_for(f"a leader that is not {old}", lambda: (n := self.lab.leader()) and n != old and n, seconds)
+
+        def leads() -> str | None:
+            name = self.lab.leader()
+            if not name or name == old:
+                return None
+            try:
+                # Patroni calls it the leader some time before it takes writes.
+                return name if self.lab.value(name, "show transaction_read_only") == "off" else None
+            except psycopg.Error:
+                return None
+
+        return str(wait_for(f"a leader that is not {old} and takes writes", leads, seconds))

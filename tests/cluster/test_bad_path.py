@@ -26,7 +26,8 @@ def test_a_rollback_brings_the_old_rows_back_on_every_member(scene: Scene, rejoi
     assert set(now) - set(scene.fresh.members[held].histories) == {f"{scene.timeline + 1:08X}.history"}
     assert old[f"{scene.timeline + 1:08X}.history"].strip().splitlines()[-1] == report["branch_line"]
     assert {name: report["members"][name].get("rejoined_by") for name in others} == dict.fromkeys(others, rejoin)
-    assert report["discarded"]["transactions"] >= 3
+    # the migration is one transaction, the dropped database another
+    assert report["discarded"]["transactions"] >= 2
     assert report["discarded"]["wal_bytes"] > 100_000
     if rejoin == "reclone":
         assert not [name for name in others if (lab.nodes[name].data_dir / "marker").exists()]
