@@ -93,11 +93,6 @@ class DataDirectory:
         return "exists" in self.raw
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing in it (or no directory)."""
-        return self.raw.get("entries", "0").strip() == "0"
-
-    @property
     def bin_dir(self) -> str:
         """Folder of the server's programs."""
         return self.raw.get("bin_dir", "")

@@ -119,6 +119,14 @@ def _run_state(context: Context, owner: Owner) -> str | None:
         return None
 
 
+def task_states(context: Context, task_ids: Sequence[str] | None = None) -> dict[str, str]:
+    """Return the states of this run's tasks by task id, by default of all; a mapped one's has its index."""
+    ti = context["ti"]
+    wanted = None if task_ids is None else list(task_ids)
+    found = ti.get_task_states(dag_id=ti.dag_id, task_ids=wanted, run_ids=[ti.run_id]).get(ti.run_id, {})
+    return {name: plain(state) for name, state in found.items()}
+
+
 def plain(value: Any) -> str:
     """Return the text of a state or run type, which Airflow gives as an enum or as text."""
     return str(getattr(value, "value", value))

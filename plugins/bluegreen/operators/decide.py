@@ -10,7 +10,7 @@ from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.providers.standard.operators.hitl import HITLBranchOperator
 
 from bluegreen.clusters import load_registry
-from bluegreen.operators.base import plain
+from bluegreen.operators.base import task_states
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -62,9 +62,7 @@ class DecideOperator(BaseBranchOperator):
 
     def choose_branch(self, context: Context) -> str | None:
         """Return the task to follow, or None."""
-        ti = context["ti"]
-        found = ti.get_task_states(dag_id=ti.dag_id, task_ids=[self.held, *self.proofs], run_ids=[ti.run_id])
-        states = {name: plain(state) for name, state in found.get(ti.run_id, {}).items()}
+        states = task_states(context, [self.held, *self.proofs])
         if states.get(self.held) != "success":
             self.log.info("no checkpoint is held (%s): nothing was deployed, nothing to decide", states.get(self.held))
             return None

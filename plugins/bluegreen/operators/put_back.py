@@ -17,7 +17,7 @@ from bluegreen.hooks.node import NodeHook
 from bluegreen.hooks.proof import prove_held
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator, owner_of, plain
+from bluegreen.operators.base import BluegreenOperator, owner_of, task_states
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -47,9 +47,7 @@ class PutBackOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Look where the rollback stopped; undo, start, prove."""
-        ti = context["ti"]
-        found = ti.get_task_states(dag_id=ti.dag_id, task_ids=list(self.after), run_ids=[ti.run_id]).get(ti.run_id, {})
-        if not {plain(state) for state in found.values()} & {"failed", "upstream_failed"}:
+        if not set(task_states(context, self.after).values()) & {"failed", "upstream_failed"}:
             raise AirflowSkipException("nothing failed, so nothing is put back")
         owner = owner_of(context, "rollback")
         survey = hook.survey()

@@ -10,12 +10,11 @@ from airflow.sdk import BaseOperator
 
 from bluegreen.exceptions import BluegreenError, FailedForNowError
 from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.operators.base import CHILD_REPORT_KEY, PROBLEM_KEY, plain
+from bluegreen.operators.base import CHILD_REPORT_KEY, PROBLEM_KEY, task_states
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-GOOD_RESULTS = frozenset({"held", "resumed", "rolled_back", "deployed"})
 REFUSALS = frozenset({"RefusedError", "RegistryError", "CheckpointLostError", "LockedError"})
 _FAILED_STATES = frozenset({"failed", "upstream_failed"})
 _GOOD_STATES = frozenset({"success", "skipped", "removed"})
@@ -202,8 +201,7 @@ class Gathered:
 
     def __init__(self, context: Context, task_ids: list[str]) -> None:
         ti = context["ti"]
-        states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
-        self.states: dict[str, str] = {name: plain(state) for name, state in states.items()}
+        self.states = task_states(context)
         self.results: dict[str, list[dict[str, Any]]] = {}
         self.problems: dict[str, dict[str, str]] = {}
         self.child_reports: dict[str, list[dict[str, Any]]] = {}

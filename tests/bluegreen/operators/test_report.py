@@ -33,7 +33,9 @@ class TaskInstance:
         self.states = states
         self.xcoms = xcoms
 
-    def get_task_states(self, *, dag_id: str, run_ids: list[str]) -> dict[str, dict[str, Any]]:
+    def get_task_states(
+        self, *, dag_id: str, run_ids: list[str], task_ids: list[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
         assert (dag_id, run_ids) == (self.dag_id, [self.run_id])
         return {self.run_id: self.states} if self.states else {}
 
