@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -231,6 +231,7 @@ class ClusterHook:
         self,
         owner: Owner,
         *,
+        states: Mapping[str, NodeState],
         held: str | None,
         members: Iterable[str],
         hosts_down: Iterable[str] = (),
@@ -239,6 +240,10 @@ class ClusterHook:
     ) -> list[str]:
         """Take the cluster's lock for a run, or give back what was taken and refuse.
 
+        A lock that was already seen refuses before any is taken: two runs that are both refused must not
+        name each other.
+
+        :param states: what the members' files said when they were last read.
         :param held: the held member; its lock is needed, and a majority of all that are not down.
         :param breaks: the run whose lock a person breaks.
         :param is_finished: tells of a lock's run whether Airflow knows that it has ended.
@@ -250,11 +255,25 @@ class ClusterHook:
         unread: list[BluegreenError] = []
         names = list(members)
         content = owner.model_dump_json()
+
+        def removable(other: Owner, member: str) -> str:
+            """Say why another's lock may be removed; refuse when it may not."""
+            if breaks == other.run_id:
+                return f"broke the lock of {other} on {member}"
+            if is_finished(other):
+                return f"removed the lock that the finished run {other.run_id} left on {member}"
+            raise LockedError(
+                f"{self.cluster.name} is locked by {other} (found on {member}); expected nobody. Wait for it"
+                f", or, when that run is certainly dead, start a rollback with break_lock = {other.run_id}"
+            )
+
+        for name, other in self._other_owners(owner, states):
+            removable(other, name)
         try:
             for name in lock_order(held, names, hosts_down):
                 node = self.nodes[name]
                 try:
-                    warnings += self._lock_one(node, owner, content, breaks, is_finished)
+                    warnings += self._lock_one(node, owner, content, removable)
                 except LockedError:
                     raise
                 except BluegreenError as error:
@@ -272,12 +291,7 @@ class ClusterHook:
         return warnings
 
     def _lock_one(
-        self,
-        node: NodeHook,
-        owner: Owner,
-        content: str,
-        breaks: str | None,
-        is_finished: Callable[[Owner], bool],
+        self, node: NodeHook, owner: Owner, content: str, removable: Callable[[Owner, str], str]
     ) -> list[str]:
         warnings: list[str] = []
         for _ in range(3):
@@ -289,31 +303,28 @@ class ClusterHook:
             other = parse_owner(found["lock"], where=f"{node.where}: {node.config_path}{shell.LOCK}")
             if other.is_same_run(owner):
                 return warnings
-            if breaks == other.run_id:
-                warnings.append(f"broke the lock of {other} on {node.member}")
-            elif is_finished(other):
-                warnings.append(f"removed the lock that the finished run {other.run_id} left on {node.member}")
-            else:
-                raise LockedError(
-                    f"{self.cluster.name} is locked by {other} (found on {node.member}); expected nobody. Wait for it"
-                    f", or, when that run is certainly dead, start a rollback with break_lock = {other.run_id}"
-                )
+            warnings.append(removable(other, node.member))
             node.done(shell.drop_lock(node.config_path, found["lock"]), "removing the lock")
         raise FailedForNowError(f"{node.where}: the lock changed hands while it was taken")
+
+    def _other_owners(self, owner: Owner, states: Mapping[str, NodeState]) -> Iterator[tuple[str, Owner]]:
+        for name, state in sorted(states.items()):
+            if state.lock is not None:
+                where = f"{self.nodes[name].where}: {self.nodes[name].config_path}{shell.LOCK}"
+                other = parse_owner(state.lock, where=where)
+                if not other.is_same_run(owner):
+                    yield name, other
 
     def refuse_foreign_lock(self, owner: Owner, states: Mapping[str, NodeState]) -> None:
         """Refuse to act when another run holds the lock on one of the members, as a run does whose lock was broken.
 
         :raises LockedError: which says who holds it.
         """
-        for name, state in sorted(states.items()):
-            if state.lock is not None:
-                other = parse_owner(state.lock, where=f"{self.nodes[name].where}: {self.nodes[name].config_path}")
-                if not other.is_same_run(owner):
-                    raise LockedError(
-                        f"{self.cluster.name} is locked by {other} (found on {name}); expected this run to hold it. "
-                        "Nothing more is done here: look at that run"
-                    )
+        for name, other in self._other_owners(owner, states):
+            raise LockedError(
+                f"{self.cluster.name} is locked by {other} (found on {name}); expected this run to hold it. "
+                "Nothing more is done here: look at that run"
+            )
 
     def unlock(self, owner: Owner, members: Iterable[str]) -> None:
         """Give back this run's lock on the members; another run's is left alone."""

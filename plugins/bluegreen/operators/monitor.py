@@ -103,6 +103,7 @@ class MonitorClusterOperator(BluegreenOperator):
         owner = owner_of(context, "auto_release")
         hook.lock(
             owner,
+            states=survey.states,
             held=checkpoint.held,
             members=checkpoint.members,
             is_finished=lambda other: is_finished(context, other),

@@ -98,6 +98,7 @@ class PlanRollbackOperator(BluegreenOperator):
         self._deployment_is_over(context, checkpoint)
         warnings = hook.lock(
             owner_of(context, "rollback"),
+            states=survey.states,
             held=checkpoint.held,
             members=checkpoint.members,
             hosts_down=down,

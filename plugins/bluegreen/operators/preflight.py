@@ -73,6 +73,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         _nodes(hook, survey, topology, checks)
         warnings = hook.lock(
             owner,
+            states=survey.states,
             held=standby.name,
             members=[member.name for member in topology.members],
             is_finished=lambda other: is_finished(context, other),

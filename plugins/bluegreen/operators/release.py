@@ -62,6 +62,7 @@ class PlanResumeOperator(BluegreenOperator):
             )
         warnings = hook.lock(
             owner_of(context, "resume"),
+            states=survey.states,
             held=checkpoint.held,
             members=checkpoint.members,
             is_finished=lambda other: is_finished(context, other),
