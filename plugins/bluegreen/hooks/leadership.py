@@ -6,6 +6,7 @@ from bluegreen.checkpoint import Checkpoint
 from bluegreen.exceptions import FailedForNowError, OutcomeUnknownError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
+from bluegreen.hooks.waiting import wait_until
 from bluegreen.recovery.history import contains_branch, history_name, parse_history
 
 
@@ -65,3 +66,21 @@ def prove_write(hook: ClusterHook, checkpoint: Checkpoint) -> dict[str, str]:
     """Commit a write on the held member, through its own address."""
     row = hook.sql_of(checkpoint, checkpoint.held).row("takeover_write", name=f"bluegreen_{checkpoint.id}_restored")
     return {name: str(value) for name, value in row.items()}
+
+
+def restore_dynamic_config(hook: ClusterHook, checkpoint: Checkpoint, *, seconds: float) -> list[str]:
+    """Prove that ``/config`` is what it was before the removal, or put it back (hazard H10).
+
+    :param seconds: how long to wait for Patroni to show one, which it does up to two turns after its takeover.
+    :return: a warning that names what had to be put back.
+    :raises FailedForNowError: when it shows none in time.
+    """
+    api_url = checkpoint.members[checkpoint.held].api_url
+    found = wait_until(lambda: hook.patroni.dynamic_config(api_url), seconds=seconds)
+    if found == checkpoint.dynamic_config:
+        return []
+    hook.patroni.replace_dynamic_config(api_url, checkpoint.dynamic_config)
+    changed = sorted(
+        key for key in {*found, *checkpoint.dynamic_config} if found.get(key) != checkpoint.dynamic_config.get(key)
+    )
+    return [f"Patroni's dynamic configuration had other values for {', '.join(changed)}; they were put back"]

@@ -162,10 +162,11 @@ class PatroniHook(BaseHook):
             )
         if status not in (200, 202):
             raise FailedForNowError(f"POST {base_url(api_url)}/reload answered {status}: {text[:120]!r}; expected 202")
-        self._wake(api_url)
+        self.wake(api_url)
 
-    def _wake(self, api_url: str) -> None:
-        """Give a member its turn now; else it reads its configuration at the next one, up to ``loop_wait`` later.
+    def wake(self, api_url: str) -> None:
+        """Give a member its turn now; else it reads its configuration, or makes its replicas' slots, at the next
+        one, up to ``loop_wait`` later.
 
         Taking a key out of the dynamic configuration that is not in it writes nothing, and ends the member's nap.
         Source: ``do_PATCH_config`` in ``patroni/api.py``.
@@ -173,7 +174,7 @@ class PatroniHook(BaseHook):
         try:
             self.request("PATCH", f"{base_url(api_url)}/config", {"bluegreen_wakes_this_member": None})
         except FailedForNowError as error:
-            self.log.info("it will read its configuration at its next turn: %s", error)
+            self.log.info("it will do its work at its next turn: %s", error)
 
     def restart(self, api_url: str) -> None:
         """Have Patroni restart a member's PostgreSQL, and wait until it has.

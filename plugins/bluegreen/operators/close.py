@@ -11,6 +11,7 @@ from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.hold import check_released, check_tags
 from bluegreen.hooks.journals import remove_journals
+from bluegreen.hooks.leadership import restore_dynamic_config
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, owner_of, survey_as_owner
 from bluegreen.recovery.history import history_name
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 
 STREAMING_SECONDS = 60
 TAG_SECONDS = 40
+CONFIG_SECONDS = 60
 
 
 class CloseCheckpointOperator(BluegreenOperator):
     """Prove that resume or rollback is complete, then remove the journal from every member.
 
     After a resume: the hold is gone and the standby streams. After a rollback: every member that is not
-    declared down streams from the new leader and has the same history texts. A member that is declared
-    down keeps the journal alive, so that a later rollback run finds what is left to do.
+    declared down streams from the new leader and has the same history texts, and ``/config`` is as it was.
+    A member that is declared down keeps the journal alive, so that a later rollback run finds what is left
+    to do.
 
     Example::
 
@@ -49,6 +52,9 @@ class CloseCheckpointOperator(BluegreenOperator):
         down = set(checkpoint.hosts_down)
         members = sorted(set(checkpoint.members) - down)
         survey.require(members)
+        warnings: list[str] = []
+        if checkpoint.phase is Phase.TAKEN_OVER:
+            warnings = restore_dynamic_config(hook, checkpoint, seconds=CONFIG_SECONDS)
         wait_until(partial(_all_stream, hook, members), seconds=STREAMING_SECONDS, every_seconds=0.3)
         if checkpoint.phase is Phase.RELEASING:
             check_released(hook, checkpoint)
@@ -65,16 +71,20 @@ class CloseCheckpointOperator(BluegreenOperator):
                     + ", ".join(f"{name}: {text!r}" for name, text in sorted(texts.items()))
                     + ". Re-clone the members that differ from the leader"
                 )
-        result: dict[str, Any] = {"closed": not down, "members": hook.member_states(hook.patroni.topology())}
+        result: dict[str, Any] = {
+            "closed": not down,
+            "members": hook.member_states(hook.patroni.topology()),
+            "warnings": warnings,
+        }
         if down:
-            result["warnings"] = [
+            warnings += [
                 f"{', '.join(sorted(down))} was declared down and has not rejoined: it still has the discarded data. "
                 "Before it starts, move its Patroni configuration aside; then run bluegreen_rollback again without it "
                 "in hosts_down"
             ]
             return result
         if checkpoint.phase is Phase.TAKEN_OVER:
-            result["warnings"] = _restore_owners_tag(hook, checkpoint)
+            warnings += _restore_owners_tag(hook, checkpoint)
         remove_journals(hook, checkpoint, set(members))
         return result
 

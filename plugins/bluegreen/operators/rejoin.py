@@ -17,6 +17,7 @@ from bluegreen.hooks.stopping import check_down, stop_member
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 from bluegreen.recovery.versions import ServerVersion
+from bluegreen.topology import Topology
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -154,7 +155,18 @@ class RejoinMemberOperator(BluegreenOperator):
         self, hook: ClusterHook, checkpoint: Checkpoint, survey: Survey, by: str, *, seconds: float
     ) -> dict[str, Any]:
         node, state = hook.nodes[self.member], survey.states[self.member]
-        wait_until(lambda: check_streaming(hook, checkpoint, self.member), seconds=seconds, every_seconds=0.2)
+        woken = False
+
+        def streams() -> None:
+            nonlocal woken
+            topology = hook.patroni.topology()
+            if not woken and any(known.name == self.member for known in topology.members):
+                # Now that it is a member the leader can make its slot; one that finds none tries again 5 s later.
+                woken = True
+                hook.patroni.wake(checkpoint.members[checkpoint.held].api_url)
+            check_streaming(hook, topology, checkpoint, self.member)
+
+        wait_until(streams, seconds=seconds, every_seconds=0.2)
         found = wait_until(lambda: prove_history(node, state, checkpoint), seconds=20)
         prove_identity(found, checkpoint, node.where)
         self.log.info("%s is back: %s", self.member, by)
@@ -200,12 +212,11 @@ def _tracks_hint_bits(found: DataDirectory) -> list[str]:
     return [name for name, on in (("data checksums", checksums), ("wal_log_hints", hints)) if on]
 
 
-def check_streaming(hook: ClusterHook, checkpoint: Checkpoint, member: str) -> None:
+def check_streaming(hook: ClusterHook, topology: Topology, checkpoint: Checkpoint, member: str) -> None:
     """Look whether a member streams on the leader's timeline, as both sides say.
 
     :raises FailedForNowError: while it does not.
     """
-    topology = hook.patroni.topology()
     found = next((known for known in topology.members if known.name == member), None)
     if found is None:
         raise FailedForNowError(f"{member} is not in the cluster yet; its members are {topology.names}")

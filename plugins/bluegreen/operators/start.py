@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
-from bluegreen.exceptions import RefusedError
+from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.hold import clean_text
-from bluegreen.hooks.leadership import check_leader, prove_history, prove_write, start_patroni
+from bluegreen.hooks.leadership import (
+    check_leader,
+    prove_history,
+    prove_write,
+    restore_dynamic_config,
+    start_patroni,
+)
 from bluegreen.hooks.node import NodeHook, NodeState
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
@@ -28,7 +34,7 @@ class StartLeaderOperator(BluegreenOperator):
     """Start Patroni on the held member, without the hold, and prove the takeover (hazards H10 and H13).
 
     Proven means: the leader is the held member, its history has the line proven before, and a write
-    commits. ``/config`` is put back as it was.
+    commits. ``/config`` is put back as it was, where Patroni shows it already.
 
     Example::
 
@@ -54,7 +60,10 @@ class StartLeaderOperator(BluegreenOperator):
         wait_until(partial(check_leader, hook, checkpoint), seconds=LEADER_SECONDS, every_seconds=0.1)
         prove_history(node, state, checkpoint)
         write = wait_until(partial(prove_write, hook, checkpoint), seconds=30, every_seconds=0.1)
-        warnings += self._same_config(hook, checkpoint)
+        try:
+            warnings += restore_dynamic_config(hook, checkpoint, seconds=1)
+        except FailedForNowError as error:
+            self.log.info("Patroni publishes its dynamic configuration later, and it is proven then: %s", error)
         if checkpoint.phase is Phase.PROMOTED:
             checkpoint = checkpoint.advanced(Phase.TAKEN_OVER)
             hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
@@ -82,17 +91,6 @@ class StartLeaderOperator(BluegreenOperator):
                 clean = edit(final, MAY_LEAD, where=f"{node.where}: {node.config_path}")
             node.done(shell.release_aside(node.config_path, clean), "bringing Patroni's configuration back")
         return [warning] if warning else []
-
-    def _same_config(self, hook: ClusterHook, checkpoint: Checkpoint) -> list[str]:
-        api_url = checkpoint.members[checkpoint.held].api_url
-        found = wait_until(lambda: hook.patroni.dynamic_config(api_url), seconds=30)
-        if found == checkpoint.dynamic_config:
-            return []
-        hook.patroni.replace_dynamic_config(api_url, checkpoint.dynamic_config)
-        changed = sorted(
-            key for key in {*found, *checkpoint.dynamic_config} if found.get(key) != checkpoint.dynamic_config.get(key)
-        )
-        return [f"Patroni's dynamic configuration had other values for {', '.join(changed)}; they were put back"]
 
 
 def kept_out_of_elections(config: NodeConfig) -> bool:
