@@ -226,7 +226,9 @@ def make_venv(settings: Settings, requirements: Path) -> None:
         [pip, "install", "-q", "--require-hashes", "-r", requirements],
     ]
     if settings.patroni_version:
-        commands.append([pip, "install", "-q", f"patroni[etcd3]=={settings.patroni_version}"])
+        # Patroni before 4 asks for any ydiff from 1.2 on, and its patronictl does not start with a newer one.
+        older = ["ydiff==1.2"] if int(settings.patroni_version.split(".")[0]) < 4 else []
+        commands.append([pip, "install", "-q", f"patroni[etcd3]=={settings.patroni_version}", *older])
     for command in commands:
         done = subprocess.run(
             [str(part) for part in command], env=environment, capture_output=True, text=True, umask=0o022

@@ -239,8 +239,17 @@ def verdict(
     deadline = time.monotonic() + seconds
     while True:
         picture = look(lab)
-        faults = _faults(
-            picture, before, rows, leader, timeline, after_xid, held, held_rows, held_streams, held_leftovers
+        faults = picture_faults(
+            picture,
+            before,
+            rows,
+            leader=leader,
+            timeline=timeline,
+            after_xid=after_xid,
+            held=held,
+            held_rows=held_rows,
+            held_streams=held_streams,
+            held_leftovers=held_leftovers,
         )
         if not faults:
             return picture
@@ -249,18 +258,20 @@ def verdict(
         time.sleep(0.5)
 
 
-def _faults(
+def picture_faults(
     picture: Picture,
     before: Picture,
     rows: Contents,
-    leader: str | None,
-    timeline: int | None,
-    after_xid: int | None,
-    held: str | None,
-    held_rows: Contents | None,
-    held_streams: bool,
-    held_leftovers: frozenset[str],
+    *,
+    leader: str | None = None,
+    timeline: int | None = None,
+    after_xid: int | None = None,
+    held: str | None = None,
+    held_rows: Contents | None = None,
+    held_streams: bool = True,
+    held_leftovers: frozenset[str] = frozenset(),
 ) -> list[str]:
+    """Everything in a picture that is not as expected; the parameters are those of `verdict`."""
     faults = [f"{name}: {one.error}" for name, one in picture.members.items() if one.error]
     if picture.leader is None or picture.leader == held or (leader and picture.leader != leader):
         return [*faults, f"the leader is {picture.leader}, expected {leader or f'one that is not {held}'}"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bluegreen import shell
 from bluegreen.checkpoint import check_label, new_id
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey, require_same
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 DELAY_SECONDS = 5
+PATRONICTL_SECONDS = 20
 NEEDED_PROGRAMS = ("pg_ctl", "pg_controldata", "psql")
 
 
@@ -70,7 +72,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
             f"{standby.name} can be held: it streams, on timeline {standby.timeline}, not the only synchronous"
         )
         survey.require(member.name for member in topology.members)
-        _nodes(hook, survey, topology, checks)
+        _nodes(hook, survey, topology, standby.name, checks)
         warnings = hook.lock(
             owner,
             states=survey.states,
@@ -156,7 +158,7 @@ def _standby(topology: Topology, wanted: str | None) -> Member:
     return check_standby(topology, wanted)
 
 
-def _nodes(hook: ClusterHook, survey: Survey, topology: Topology, checks: _Checks) -> None:
+def _nodes(hook: ClusterHook, survey: Survey, topology: Topology, standby: str, checks: _Checks) -> None:
     for name, state in sorted(survey.states.items()):
         where = f"{hook.nodes[name].where}: {hook.nodes[name].config_path}"
         if state.aside or state.original is not None or state.saved:
@@ -179,9 +181,24 @@ def _nodes(hook: ClusterHook, survey: Survey, topology: Topology, checks: _Check
                 f"{node.where}: node.status says that Patroni does not run ({found.text}), but it answers; "
                 "the registry's start, stop and status commands are not those of this node"
             )
+        if node.member == standby:
+            _patronictl(node, survey.states[standby].config.scope)
 
     hook.on_each([member.name for member in topology.members], status)
     checks.passed("SSH, sudo, Patroni's configuration and its service are reachable on every member")
+    checks.passed(f"patronictl sees the cluster on {standby}, where a rollback removes it from the DCS")
+
+
+def _patronictl(node: NodeHook, scope: str) -> None:
+    """Have ``patronictl`` do something harmless now: after a promotion it is too late to find it broken."""
+    path = node.commands.patronictl
+    result = node.run(shell.list_cluster(path, node.config_path, scope), timeout_seconds=PATRONICTL_SECONDS)
+    if result.status or node.member not in result.output:
+        said = " ".join((result.error.strip() or result.output.strip() or "nothing")[-300:].split())
+        raise FailedForNowError(
+            f"{node.where}: `{path} list {scope}` ended with status {result.status}; expected the cluster's members, "
+            f"since a rollback needs it to remove the cluster from the DCS. Repair it; it said: {said}"
+        )
 
 
 def _programs(data: dict[str, DataDirectory], version: ServerVersion, checks: _Checks) -> None:

@@ -1,0 +1,133 @@
+"""A lab and an Airflow whose tasks can be stopped at a point, for tests that break things on purpose.
+
+`make test` runs the spread; BLUEGREEN_FAULTS=all, which `make test-faults` sets, the whole matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import lifecycle
+from lab.client import AirflowClient, lab_client
+from lab.cluster import Lab
+from lab.config import CHECKOUT, Settings
+from lab.standalone import Airflow, read_environment
+from tests.cluster.conftest import SNAPSHOT, lab, run_folder, settings  # noqa: F401
+from tests.cluster.scene import Scene
+from tests.cluster.verdict import Contents, look
+from tests.faults.breakpoints import Breakpoints
+from tests.faults.cases import SPREAD, Case
+from tests.faults.damage import Place
+
+HERE = Path(__file__).parent
+DEPLOYED = "faults"
+# a task whose worker is gone is noticed after half a minute instead of five
+QUICK = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is not asked for."""
+    everything = os.environ.get("BLUEGREEN_FAULTS") == "all"
+    for item in list(items):
+        if HERE in Path(item.path).parents:
+            item.add_marker(pytest.mark.cluster)
+            case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+            if isinstance(case, Case) and case.id not in SPREAD and not everything:
+                items.remove(item)
+
+
+@pytest.fixture(scope="session")
+def points() -> Iterator[Breakpoints]:
+    """Where tasks stop."""
+    with tempfile.TemporaryDirectory(prefix="breakpoints-") as folder:
+        yield Breakpoints(Path(folder))
+
+
+@pytest.fixture(scope="session")
+def stoppable(lab: Lab, run_folder: Path, points: Breakpoints) -> Iterator[Airflow]:  # noqa: F811
+    """An Airflow whose tasks stop at points; one that ran before is started again afterwards."""
+    plain = Airflow(run_folder, read_environment(run_folder))
+    was_running = plain.stop()
+    airflow = Airflow(run_folder, points.environment({**plain.environment, **QUICK}, CHECKOUT))
+    airflow.start()
+    client = lab_client(run_folder)
+    client.request("PATCH", "dags/bluegreen_monitor", {"is_paused": True})
+    yield airflow
+    points.clear()
+    lab_client(run_folder).request("PATCH", "dags/bluegreen_monitor", {"is_paused": False})
+    airflow.stop()
+    if was_running:
+        plain.start()
+
+
+@pytest.fixture(scope="session")
+def airflow(stoppable: Airflow, run_folder: Path) -> AirflowClient:  # noqa: F811
+    """A user of that Airflow."""
+    return lab_client(run_folder)
+
+
+class Stage:
+    """Sets the cluster back to where an operation begins.
+
+    :param deployed: what the leader has after the deployment.
+    """
+
+    def __init__(self, lab: Lab, settings: Settings, airflow: AirflowClient) -> None:  # noqa: F811
+        self.lab, self.settings, self.airflow = lab, settings, airflow
+        self.reset(SNAPSHOT)
+        self.fresh = look(lab)
+        scene = Scene(lab, airflow, self.fresh)
+        scene.checkpoint()
+        self.deployed: Contents = scene.deploy_badly()
+        self.record = scene.record
+        with lifecycle.alone(settings):
+            lifecycle.snapshot(settings, DEPLOYED)
+
+    def reset(self, name: str) -> None:
+        """Set the lab back to a snapshot."""
+        with lifecycle.alone(self.settings):
+            lifecycle.reset(self.settings, name)
+
+    def set(self, operation: str) -> Scene:
+        """The cluster before this operation."""
+        self.reset(SNAPSHOT if operation == "checkpoint" else DEPLOYED)
+        record: dict[str, Any] = {"held": self.record["held"]} if operation == "checkpoint" else dict(self.record)
+        return Scene(self.lab, self.airflow, self.fresh, record)
+
+
+@pytest.fixture(scope="session")
+def stage(lab: Lab, settings: Settings, airflow: AirflowClient) -> Stage:  # noqa: F811
+    """Where the cases are played."""
+    return Stage(lab, settings, airflow)
+
+
+@pytest.fixture
+def place_of(stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path) -> Any:
+    """Make the place of a case."""
+
+    def make(case: Case) -> Place:
+        scene = stage.set(case.operation)
+        leader = str(stage.fresh.leader)
+        (third,) = set(stage.lab.names) - {leader, scene.held}
+        member = {"held": scene.held, "leader": leader, "third": third}[case.member]
+        return Place(scene, points, member, tmp_path, stoppable)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def results(run_folder: Path) -> Iterator[list[dict[str, Any]]]:  # noqa: F811
+    """What became of the cases; kept beside lab.json for the summary."""
+    found: list[dict[str, Any]] = []
+    yield found
+    (run_folder / "faults.json").write_text(json.dumps(found, indent=1))

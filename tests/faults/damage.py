@@ -1,0 +1,333 @@
+"""What can break: each function breaks one thing on the lab and returns how it is mended again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+from lab.cluster import Lab
+from lab.standalone import Airflow
+from tests.cluster.scene import Scene, wait_for
+from tests.faults.breakpoints import Breakpoints
+
+Mend = Callable[[], None]
+
+
+@dataclass
+class Place:
+    """Where a case breaks something.
+
+    :param member: the member that it hits.
+    """
+
+    scene: Scene
+    points: Breakpoints
+    member: str
+    folder: Path
+    standalone: Airflow
+
+    @property
+    def lab(self) -> Lab:
+        """The lab."""
+        return self.scene.lab
+
+
+def nothing() -> None:
+    """Nothing to mend: the damage is over, or it is the product's to mend."""
+
+
+def kill_task(place: Place) -> Mend:
+    """SIGKILL to the process of the task that stands at the point."""
+    pid = place.points.reached()
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    return nothing
+
+
+def kill_airflow(place: Place) -> Mend:
+    """SIGKILL to scheduler, triggerer, their workers and the task, at once; then Airflow starts again."""
+    pid = place.points.reached()
+    assert pid
+    group, killed = place.standalone.group(), []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group or process.pid == pid:
+                killed.append(process)
+    for process in killed:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(killed, 10)
+    place.standalone.start()
+    return nothing
+
+
+def _session_processes(place: Place) -> list[psutil.Process]:
+    """The member's SSH server and all that came of it."""
+    pid = place.lab.supervisor.program(f"sshd-{place.member}").pid
+    assert pid
+    head = psutil.Process(pid)
+    return [head, *head.children(recursive=True)]
+
+
+def ssh_refused(place: Place) -> Mend:
+    """The member's SSH server is gone, with all sessions."""
+    sessions = _session_processes(place)[1:]
+    place.lab.supervisor.stop(f"sshd-{place.member}")
+    for process in sessions:
+        with contextlib.suppress(psutil.Error):
+            if "sshd" in process.name():
+                process.kill()
+    return lambda: place.lab.supervisor.start(f"sshd-{place.member}")
+
+
+def ssh_cut(place: Place) -> Mend:
+    """The member's SSH sessions are cut; new ones are possible."""
+    for process in _session_processes(place)[1:]:
+        with contextlib.suppress(psutil.Error):
+            if "sshd" in process.name():
+                process.kill()
+    return nothing
+
+
+def ssh_hangs(place: Place) -> Mend:
+    """The member's SSH server takes connections and says nothing, nor do its sessions."""
+    stopped = [process for process in _session_processes(place) if "sshd" in process.name()]
+    for process in stopped:
+        process.suspend()
+
+    def mend() -> None:
+        for process in stopped:
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+
+    return mend
+
+
+def host_key_changed(place: Place) -> Mend:
+    """The member's SSH server has another host key."""
+    config = _session_processes(place)[0].cmdline()
+    file = next(Path(word) for word in " ".join(config).split() if word.endswith("sshd_config"))
+    key = next(Path(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("HostKey"))
+    kept, public = key.read_bytes(), key.with_name(key.name + ".pub").read_bytes()
+    uid, gid = key.stat().st_uid, key.stat().st_gid
+
+    def put(make: Callable[[], object]) -> None:
+        ssh_refused(place)
+        make()
+        for path in (key, key.with_name(key.name + ".pub")):
+            os.chown(path, uid, gid)
+        place.lab.supervisor.start(f"sshd-{place.member}")
+
+    def new() -> None:
+        key.unlink()
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+
+    def old() -> None:
+        key.write_bytes(kept)
+        key.with_name(key.name + ".pub").write_bytes(public)
+
+    put(new)
+    return lambda: put(old)
+
+
+def patroni_killed(place: Place) -> Mend:
+    """SIGKILL to the member's Patroni; its server goes on. A person starts it again afterwards."""
+    place.lab.kill_patroni(place.member)
+    return lambda: _start_unless_aside(place)
+
+
+def postgres_killed(place: Place) -> Mend:
+    """SIGKILL to the member's postmaster."""
+    if place.lab.postmaster(place.member):
+        place.lab.kill_postgres(place.member)
+    return nothing
+
+
+def member_dead(place: Place) -> Mend:
+    """Patroni and PostgreSQL of the member get SIGKILL; a person starts it again afterwards."""
+    place.lab.kill_patroni(place.member)
+    postgres_killed(place)
+    return lambda: _start_unless_aside(place)
+
+
+def nothing_runs(place: Place) -> Mend:
+    """Whatever of PostgreSQL runs on the member gets SIGKILL, also outside Patroni."""
+    postgres_killed(place)
+    return nothing
+
+
+def postgres_stopped(place: Place) -> Mend:
+    """SIGSTOP to the member's server: it holds its port and answers nothing."""
+    pid = place.lab.postmaster(place.member)
+    assert pid
+    stopped = [psutil.Process(pid), *psutil.Process(pid).children()]
+    for process in stopped:
+        process.suspend()
+
+    def mend() -> None:
+        for process in stopped:
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+
+    return mend
+
+
+def _start_unless_aside(place: Place) -> None:
+    if place.lab.nodes[place.member].patroni_config.exists():
+        place.lab.start_patroni(place.member)
+
+
+def etcd_stopped(place: Place) -> Mend:
+    """The DCS does not answer."""
+    place.lab.supervisor.stop("etcd")
+
+    def mend() -> None:
+        place.lab.supervisor.start("etcd")
+        wait_for("etcd answers", lambda: _etcd_answers(place.lab), 30)
+
+    return mend
+
+
+def _etcd_answers(lab: Lab) -> bool:
+    try:
+        return httpx.get(f"http://{lab.info['dcs']}/health", timeout=2, trust_env=False).json()["health"] == "true"
+    except (httpx.HTTPError, KeyError, ValueError):
+        return False
+
+
+def program(name: str, script: str) -> Callable[[Place], Mend]:
+    """A program of the server, or of the lab, that does something else: its file is covered by another one.
+
+    :param name: of the program, or `patronictl`, or `ctl`, the lab's own command.
+    """
+
+    def cover(place: Place) -> Mend:
+        info = place.lab.info
+        path = Path(info[name]) if name in info else Path(info["bin_dir"]) / name
+        fake = place.folder / name
+        fake.write_text(f"#!/bin/sh\n{script}\n")
+        fake.chmod(0o755)
+        place.folder.chmod(0o755)
+        subprocess.run(["mount", "--bind", fake, path], check=True)
+        return lambda: _uncover(path)
+
+    cover.__doc__ = f"{name} does: {script}"
+    return cover
+
+
+def _uncover(path: Path) -> None:
+    # a program that hangs keeps its file busy, so its processes end first
+    for process in psutil.process_iter(["cmdline"]):
+        if str(path) in " ".join(process.info["cmdline"] or []):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def wal_missing(place: Place) -> Mend:
+    """The held member's WAL files, from the mark's on, are gone."""
+    member = place.lab.nodes[place.member]
+    for path in (member.data_dir / "pg_wal").iterdir():
+        if len(path.name) == 24:
+            path.unlink()
+    return nothing
+
+
+def auto_conf_strange(place: Place) -> Mend:
+    """The held member's postgresql.auto.conf names another recovery target, and cannot be parsed in one line."""
+    path = place.lab.nodes[place.member].data_dir / "postgresql.auto.conf"
+    text = path.read_text()
+    path.write_text(text + "recovery_target_time = '2001-01-01'\nrecovery_target_name = 'nowhere'\n")
+    return lambda: path.write_text(text) and None
+
+
+def person_starts_patroni(place: Place) -> Mend:
+    """A person starts Patroni on the member by hand, in the middle."""
+    _try_start(place)
+    time.sleep(3)
+    return nothing
+
+
+def _try_start(place: Place) -> None:
+    subprocess.run([place.lab.info["ctl"], "start", place.member], capture_output=True, timeout=30, check=False)
+
+
+def person_restores_and_starts(place: Place) -> Mend:
+    """A person copies the YAML that was set aside back into its place and starts Patroni with it."""
+    path = place.lab.nodes[place.member].patroni_config
+    aside = path.with_name(path.name + ".bluegreen-aside")
+    if aside.exists():
+        path.write_bytes(aside.read_bytes())
+        os.chown(path, aside.stat().st_uid, aside.stat().st_gid)
+    _try_start(place)
+    time.sleep(3)
+
+    def mend() -> None:
+        if aside.exists():
+            place.lab.stop_patroni(place.member)
+            path.unlink()
+
+    return mend
+
+
+def second_rollback(place: Place) -> Mend:
+    """A second rollback is started while the first one works."""
+    run_id = place.scene.trigger("rollback", **place.scene.rollback_conf(reason="the second"))
+    state = place.scene.airflow.wait("bluegreen_rollback", run_id, seconds=120)
+    report = place.scene.airflow.xcom("bluegreen_rollback", run_id, "report") or {}
+    assert (state, report.get("result")) == ("failed", "refused"), f"the second rollback: {state}, {report}"
+    assert "locked by rollback" in report["message"], report["message"]
+    return nothing
+
+
+def port_cut(place: Place) -> Mend:
+    """Nobody reaches the member's PostgreSQL: its packets are dropped."""
+    member = place.lab.nodes[place.member]
+    rule = ["INPUT", "-p", "tcp", "-d", member.host, "--dport", str(member.port), "-j", "DROP"]
+    subprocess.run(["iptables", "-I", *rule], check=True)
+    return lambda: subprocess.run(["iptables", "-D", *rule], check=True) and None
+
+
+def small_disk(place: Place) -> Mend:
+    """The member's data directory lies on a file system of its own, with 100 MB to spare."""
+    data = place.lab.nodes[place.member].data_dir
+    used = int(subprocess.run(["du", "-sm", data], capture_output=True, text=True, check=True).stdout.split()[0])
+    status = data.stat()
+    place.lab.stop_patroni(place.member)
+    kept = data.with_name("kept")
+    data.rename(kept)
+    data.mkdir(mode=0o700)
+    options = f"size={used + 100}m,mode=0700,uid={status.st_uid},gid={status.st_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", data], check=True)
+    subprocess.run(["cp", "-a", f"{kept}/.", data], check=True)
+    shutil.rmtree(kept)
+    place.lab.start_patroni(place.member)
+    place.lab.wait_healthy(60)
+
+    def mend() -> None:
+        place.lab.kill_patroni(place.member)
+        postgres_killed(place)
+        subprocess.run(["umount", "-l", data], check=True)
+
+    return mend
+
+
+def disk_full(place: Place) -> Mend:
+    """The member's small file system is full, but for a few pages: a file of ballast takes the rest."""
+    data = place.lab.nodes[place.member].data_dir
+    assert data.is_mount(), "the data directory is not on a file system of its own"
+    ballast = data / "ballast"
+    with ballast.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(16384))
+            file.flush()
+    return lambda: ballast.unlink(missing_ok=True)

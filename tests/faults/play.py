@@ -1,0 +1,140 @@
+"""One case from its beginning to its verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tests.cluster.scene import Scene, wait_for
+from tests.cluster.verdict import Contents
+from tests.faults.cases import Case
+from tests.faults.damage import Place
+from tests.faults.judge import Expectation, Outcome, settle, two_leaders, wrongs
+
+RUN_SECONDS = 420
+REACH_SECONDS = 120
+
+
+@dataclass
+class Result:
+    """What became of a case.
+
+    :param verdict: `before`, `after`, or `person` where it was neither until a person acted.
+    :param said: the sentence of the first run's report.
+    :param again: what the second run said, where the first did not reach the state after the operation.
+    :param wrong: what must never be.
+    """
+
+    case: str
+    verdict: str = ""
+    said: str = ""
+    again: str = ""
+    seconds: float = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """For a file."""
+        return asdict(self)
+
+
+def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> Result:
+    """Break it, let the run end, judge, and see whether the same run again finishes the work."""
+    scene, begin = place.scene, time.monotonic()
+    expected = Expectation(scene, case.operation, deployed)
+    found = Result(case.id)
+    with contextlib.ExitStack() as last, _watched(scene, found.wrong):
+        for prepare in case.prepare:
+            last.callback(prepare(place))
+        run_id = _broken_run(case, place, conf)
+        dag = f"bluegreen_{case.operation}"
+        state = scene.airflow.state(dag, run_id)
+        report = scene.airflow.xcom(dag, run_id, "report") or {}
+        found.said = str(report.get("message") or "")
+        outcome = settle(expected)
+        found.wrong += wrongs(case.operation, state, report, outcome)
+        found.verdict = outcome.state or "person"
+        if outcome.state != "after":
+            _again(case, expected, conf, outcome, found)
+    found.seconds = round(time.monotonic() - begin, 1)
+    return found
+
+
+def _broken_run(case: Case, place: Place, conf: dict[str, Any]) -> str:
+    """Start the run, break it at its point, and wait for its end; what was broken is mended then."""
+    scene, dag = place.scene, f"bluegreen_{case.operation}"
+    place.points.arm(case.point(place.member))
+    run_id = scene.trigger(case.operation, **conf)
+    ended = False
+
+    def reached() -> bool:
+        nonlocal ended
+        ended = scene.airflow.state(dag, run_id) in ("success", "failed")
+        return ended or place.points.reached() is not None
+
+    wait_for(f"{case.task} reaches its point", reached, REACH_SECONDS)
+    assert not ended, f"the run ended before it reached its point: {scene.airflow.xcom(dag, run_id, 'report')}"
+    mended = threading.Lock()
+    try:
+        mend = case.fault(place)
+    finally:
+        place.points.go()
+
+    def mend_once() -> None:
+        if mended.acquire(blocking=False):
+            mend()
+
+    timer = threading.Timer(case.mend_after, mend_once) if case.mend_after is not None else None
+    if timer:
+        timer.start()
+    try:
+        scene.airflow.wait(dag, run_id, seconds=RUN_SECONDS, every_seconds=0.5)
+    finally:
+        if timer:
+            timer.cancel()
+        mend_once()
+        place.points.clear()
+    return run_id
+
+
+def _again(case: Case, expected: Expectation, conf: dict[str, Any], outcome: Outcome, found: Result) -> None:
+    """The same DAG again must finish the work, or, where nothing can, say so over a cluster that serves."""
+    state, report = expected.scene.run(case.operation, **conf)
+    found.again = str(report.get("message") or "")
+    if case.lost:
+        found.verdict = "person"
+        if state != "failed" or outcome.state != "before":
+            found.wrong.append(f"the checkpoint is lost, but the second run is {state} over {outcome}: {found.again}")
+        if "lost" not in found.said + found.again:
+            found.wrong.append(f"nobody says that the checkpoint is lost: {found.said} / {found.again}")
+        return
+    then = settle(expected, wanted="after")
+    found.wrong += wrongs(case.operation, state, report, then)
+    if then.state != "after":
+        lacks = "; ".join(then.lacks.get("after", [])[:6])
+        found.wrong.append(f"the same run again is {state} ({found.again}); still missing: {lacks}")
+    if not outcome.state:
+        found.wrong += [] if found.said else ["neither the old nor the new state, and nobody was told what to do"]
+
+
+@contextlib.contextmanager
+def _watched(scene: Scene, wrong: list[str]) -> Iterator[None]:
+    """Look all the time for two members that take writes."""
+    see, end = two_leaders(scene), threading.Event()
+
+    def watch() -> None:
+        while not end.wait(0.5):
+            if leaders := see():
+                wrong.append(f"two members took writes at once: {', '.join(leaders)}")
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(10)

@@ -1,0 +1,40 @@
+"""The table of a run of the matrix, and its last line: python -m tests.faults.summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from lab.config import CHECKOUT
+from rich.console import Console
+from rich.table import Table
+
+
+def main() -> int:
+    """Print; 1 where something was wrong."""
+    folder = Path(os.environ.get("LAB_RUN") or CHECKOUT / "lab" / "run")
+    found = json.loads((folder / "faults.json").read_text())
+    console = Console(highlight=False, width=160)
+    table = Table(title="What each fault has led to", title_justify="left")
+    for heading in ("case", "verdict", "seconds", "the report said"):
+        table.add_column(heading, justify="right" if heading == "seconds" else "left", overflow="fold")
+    for one in found:
+        verdict = "[red]WRONG[/]" if one["wrong"] else one["verdict"]
+        table.add_row(one["case"], verdict, f"{one['seconds']:.0f}", one["said"][:300])
+    console.print(table)
+    for one in found:
+        if one["verdict"] == "person":
+            console.print(f"[bold]{one['case']}[/] needs a person, who is told: {one['said']}", markup=True)
+        for line in one["wrong"]:
+            console.print(f"WRONG {one['case']}: {line}", markup=False)
+    counted = Counter("wrong" if one["wrong"] else one["verdict"] for one in found)
+    named = " ".join(f"{name}={counted[name]}" for name in ("before", "after", "person", "wrong"))
+    print(f"faults: tried={len(found)} {named}")
+    return 1 if counted["wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
