@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install lab lab-down lab-status lab-reset lab-clean airflow airflow-down down demo test test-versions lint bench
+.PHONY: help install lab lab-down lab-status lab-reset lab-clean airflow airflow-down down demo test test-versions test-faults lint bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
@@ -45,6 +45,10 @@ test: lab ## all tests, on the lab
 
 test-versions: install ## PostgreSQL 11 to 18, old Patroni, other layouts; CASES="postgresql-18 ..." picks some
 	@$(PYTHON) -m lab.versions test $(CASES)
+
+test-faults: lab ## break every step on purpose; CASES="rollback and ssh" picks some
+	@BLUEGREEN_FAULTS=all $(PYTHON) -m pytest -q tests/faults $(if $(CASES),-k "$(CASES)"); code=$$?; \
+		$(PYTHON) -m tests.faults.summary && exit $$code
 
 lint: install ## ruff and mypy
 	@$(PYTHON) -m ruff check .

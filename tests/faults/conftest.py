@@ -26,7 +26,6 @@ from tests.faults.cases import SPREAD, Case
 from tests.faults.damage import Place
 
 HERE = Path(__file__).parent
-DEPLOYED = "faults"
 # a task whose worker is gone is noticed after half a minute instead of five
 QUICK = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
@@ -77,32 +76,27 @@ def airflow(stoppable: Airflow, run_folder: Path) -> AirflowClient:  # noqa: F81
 
 
 class Stage:
-    """Sets the cluster back to where an operation begins.
+    """Sets the cluster to where an operation begins.
 
-    :param deployed: what the leader has after the deployment.
+    :param deployed: what the leader has after the deployment, once there was one.
     """
 
     def __init__(self, lab: Lab, settings: Settings, airflow: AirflowClient) -> None:  # noqa: F811
         self.lab, self.settings, self.airflow = lab, settings, airflow
-        self.reset(SNAPSHOT)
-        self.fresh = look(lab)
-        scene = Scene(lab, airflow, self.fresh)
-        scene.checkpoint()
-        self.deployed: Contents = scene.deploy_badly()
-        self.record = scene.record
-        with lifecycle.alone(settings):
-            lifecycle.snapshot(settings, DEPLOYED)
-
-    def reset(self, name: str) -> None:
-        """Set the lab back to a snapshot."""
-        with lifecycle.alone(self.settings):
-            lifecycle.reset(self.settings, name)
+        self.deployed: Contents = {}
 
     def set(self, operation: str) -> Scene:
-        """The cluster before this operation."""
-        self.reset(SNAPSHOT if operation == "checkpoint" else DEPLOYED)
-        record: dict[str, Any] = {"held": self.record["held"]} if operation == "checkpoint" else dict(self.record)
-        return Scene(self.lab, self.airflow, self.fresh, record)
+        """The cluster before this operation: fresh, or with a checkpoint and a deployment after it."""
+        with lifecycle.alone(self.settings):
+            lifecycle.reset(self.settings, SNAPSHOT)
+        scene = Scene(self.lab, self.airflow, look(self.lab))
+        held = next(name for name in self.lab.names if name != scene.fresh.leader)
+        if operation == "checkpoint":
+            scene.record = {"held": held}
+        else:
+            scene.checkpoint(standby=held)
+            self.deployed = scene.deploy_badly()
+        return scene
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +111,7 @@ def place_of(stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Pa
 
     def make(case: Case) -> Place:
         scene = stage.set(case.operation)
-        leader = str(stage.fresh.leader)
+        leader = str(scene.fresh.leader)
         (third,) = set(stage.lab.names) - {leader, scene.held}
         member = {"held": scene.held, "leader": leader, "third": third}[case.member]
         return Place(scene, points, member, tmp_path, stoppable)

@@ -104,7 +104,9 @@ def two_leaders(scene: Scene) -> Callable[[], list[str]]:
         found = []
         for name in scene.lab.names:
             try:
-                if scene.lab.value(name, "select not pg_is_in_recovery()", connect_timeout=1):
+                with scene.lab.connect(name, "postgres", connect_timeout=2) as connection:
+                    row = connection.execute("select not pg_is_in_recovery()").fetchone()
+                if row and row[0]:
                     found.append(name)
             except psycopg.Error:
                 continue

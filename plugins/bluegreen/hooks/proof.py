@@ -10,7 +10,7 @@ from bluegreen.exceptions import CheckpointLostError, FailedForNowError, Refused
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.recovery.versions import ServerVersion
-from bluegreen.recovery.wal import commit_is_in, missing_segments, parse_lsn, segment_ids
+from bluegreen.recovery.wal import commit_is_in, missing_segments, parse_lsn, segment_ids, speaks_of_wal
 
 LOST = "take a new one before the next deployment; this one cannot be rolled back to"
 
@@ -88,6 +88,12 @@ def prove_wal(node: NodeHook, checkpoint: Checkpoint, data_dir: str, found: Data
     )
     if not commit_is_in(result.output, checkpoint.xid):
         said = " ".join(result.error.split())[:200] or "no COMMIT of it"
+        if result.status and not speaks_of_wal(result.error):
+            raise FailedForNowError(
+                f"{node.where}: {version.waldump} ended with status {result.status} and said nothing about the WAL "
+                f"({said}), so whether the commit of transaction {checkpoint.xid} is there is not known; "
+                "expected it to read the WAL. Repair the program, then try again"
+            )
         raise CheckpointLostError(
             f"checkpoint {checkpoint.id} is lost: the WAL of {node.where} between {checkpoint.restore_point_lsn} and "
             f"{checkpoint.lsn} does not hold the commit of transaction {checkpoint.xid} ({said}); {LOST}"

@@ -60,3 +60,11 @@ def commit_is_in(waldump: str, xid: int) -> bool:
     """
     wanted = re.compile(rf"\btx:\s*{xid & 0xFFFFFFFF},.*\bdesc: COMMIT\b")
     return any(wanted.search(line) for line in waldump.splitlines())
+
+
+def speaks_of_wal(error: str) -> bool:
+    """Tell whether ``pg_waldump`` failed over what it read, and not for a reason of its own.
+
+    :param error: what it printed on standard error. Source: the messages in ``src/bin/pg_waldump/pg_waldump.c``.
+    """
+    return bool(re.search(r"WAL|valid record|could not (?:find|open|read|locate|seek).* file", error))

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bluegreen.exceptions import FailedForNowError
-from bluegreen.recovery.wal import commit_is_in, format_lsn, missing_segments, parse_lsn, segment_ids
+from bluegreen.recovery.wal import (
+    commit_is_in,
+    format_lsn,
+    missing_segments,
+    parse_lsn,
+    segment_ids,
+    speaks_of_wal,
+)
 
 MB = 1024 * 1024
 
@@ -139,3 +146,24 @@ def test_nothing_else_is_taken_for_the_commit(line: str) -> None:
 def test_a_commit_is_not_put_together_from_two_lines() -> None:
     first, second = COMMIT.split("lsn:")
     assert not commit_is_in(first + "\n" + second, 747)
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        ("pg_waldump: error: could not find a valid record after 0/40E0428", True),
+        (
+            "pg_waldump: error: error in WAL record at 0/54B00F8: invalid record length at 0/54B0170: wanted 24, got 0",
+            True,
+        ),
+        ('pg_waldump: error: could not locate WAL file "000000010000000000000001"', True),
+        ('pg_waldump: fatal: could not find file "00000002000000000000000A": No such file or directory', True),
+        ("pg_xlogdump: FATAL:  could not find a valid record after 0/40E0428", True),
+        ("sh: 3: /usr/lib/postgresql/15/bin/pg_waldump: not found", False),
+        ("broken", False),
+        ("", False),
+        ("error while loading shared libraries: liblz4.so.1: cannot open shared object file", False),
+    ],
+)
+def test_a_program_that_fails_for_its_own_reasons_says_nothing_of_the_wal(error: str, wanted: bool) -> None:
+    assert speaks_of_wal(error) is wanted

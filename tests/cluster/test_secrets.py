@@ -1,0 +1,93 @@
+"""No password and no key in a log, an XCom, a rendered template, a command line, or a file that others may read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from lab.standalone import Airflow, read_environment
+from tests.cluster.scene import Scene
+
+
+def secrets_of(scene: Scene, environment: dict[str, str]) -> dict[str, bytes]:
+    """What must not be found anywhere; every value is random, so each is its own mark."""
+    found = {f"password of {user}": value for user, value in scene.lab.info["users"].items()}
+    found["superuser's password"] = scene.lab.info["password"]
+    key = Path(json.loads(environment["AIRFLOW_CONN_LAB_SSH"])["extra"]["key_file"]).read_text()
+    found["SSH key"] = max(key.splitlines(), key=len)
+    passwords = json.loads(Path(environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]).read_text())
+    found |= {f"Airflow password of {user}": value for user, value in passwords.items()}
+    for name in ("AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__API__SECRET_KEY"):
+        found[name] = environment[name]
+    assert all(len(value) >= 12 for value in found.values())
+    return {name: value.encode() for name, value in found.items()}
+
+
+@contextlib.contextmanager
+def watched_command_lines(secrets: dict[str, bytes], leaks: set[str]) -> Iterator[list[int]]:
+    """Read every process's command line all the time; the list counts the looks."""
+    end, looks = threading.Event(), [0]
+
+    def watch() -> None:
+        while not end.is_set():
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    line = "\0".join(process.cmdline()).encode("utf-8", "surrogateescape")
+                    leaks.update(
+                        f"{name} in a command line: {line[:60]!r}" for name in secrets if secrets[name] in line
+                    )
+            looks[0] += 1
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield looks
+    end.set()
+    thread.join(10)
+
+
+def test_no_secret_is_left_anywhere(scene: Scene, standalone: Airflow, run_folder: Path) -> None:
+    environment = read_environment(run_folder)
+    secrets = secrets_of(scene, environment)
+    leaks: set[str] = set()
+    with watched_command_lines(secrets, leaks) as looks:
+        scene.checkpoint()
+        journals = [scene.journal_path(name) for name in scene.lab.names]
+        files = [path for journal in journals for path in journal.parent.glob("*.bluegreen-*")]
+        for path in files:
+            leaks |= {f"{name} in {path}" for name, value in secrets.items() if value in path.read_bytes()} - (
+                # the kept original is the node's own configuration, readable by its owner alone
+                {f"{name} in {path}" for name in secrets} if path.name.endswith("-original") else set()
+            )
+            assert path.stat().st_mode & 0o077 == 0, f"others may read {path}"
+        scene.deploy_badly()
+        scene.rollback(rejoin="rewind")
+        scene.refused("rollback", checkpoint="bg_gone", confirm=scene.lab.name, reason="a failing task logs too")
+    assert looks[0] > 50, "the command lines were hardly looked at"
+    assert len(files) >= 3 * 2, "journal and runbook were not looked at"
+
+    searched = 0
+    home = standalone.home
+    for path in [*home.glob("logs/**/*.log"), *home.glob("airflow.db*"), home / "standalone.log"]:
+        text = path.read_bytes()
+        searched += len(text)
+        leaks |= {f"{name} in {path}" for name, value in secrets.items() if value in text}
+    assert searched > 1_000_000, "logs and database were not searched"
+    for member in scene.lab.nodes.values():
+        for path in member.patroni_config.parent.rglob("*"):
+            if path.is_file() and path.stat().st_mode & 0o077:
+                leaks |= {f"{name} in {path}" for name, value in secrets.items() if value in path.read_bytes()}
+    assert not leaks, "\n".join(sorted(leaks))
+
+
+def test_the_watch_sees_what_is_there() -> None:
+    leaks: set[str] = set()
+    with watched_command_lines({"a mark": b"x7Qmarkedsecret"}, leaks):
+        holder = psutil.Popen(["sh", "-c", "sleep 1; : x7Qmarkedsecret"])
+        holder.wait()
+    assert leaks
