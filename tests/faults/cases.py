@@ -170,6 +170,12 @@ def _cases() -> Iterator[Case]:
     yield Case(checkpoint, "mark", "before", "member_dead", damage.member_dead, "leader")
     yield Case(rollback, "plan", "before", "member_dead", damage.member_dead, "leader")
     yield Case(rollback, "recover", "before", "member_dead", damage.nothing_runs, "held")
+    yield Case(rollback, "plan", "before", "host_gone", damage.host_gone, "leader")
+    yield Case(rollback, "stop", "before", "host_gone", damage.host_gone, "leader")
+    yield Case(rollback, "rejoin", "before", "host_gone", damage.host_gone, "leader")
+    for hours in (-1, 1):
+        name = "clock_an_hour_behind" if hours < 0 else "clock_an_hour_ahead"
+        yield Case(checkpoint, "hold", "before", name, damage.no_more, "held", prepare=(damage.clock(hours),))
     yield Case(checkpoint, "mark", "before", "port_cut", damage.port_cut, "leader")
     yield Case(rollback, "rejoin", "before", "port_cut", damage.port_cut, "held")
 
@@ -192,6 +198,7 @@ def _cases() -> Iterator[Case]:
     # files and disks
     yield Case(rollback, "plan", "before", "wal_missing", damage.wal_missing, "held", lost=True)
     yield Case(rollback, "recover", "before", "wal_missing", damage.wal_missing, "held", lost=True)
+    yield Case(rollback, "plan", "before", "mark_not_in_wal", damage.mark_not_in_wal, "held", lost=True)
     yield Case(rollback, "recover", "before", "auto_conf_strange", damage.auto_conf_strange, "held")
     yield Case(rollback, "recover", "before", "disk_full", damage.disk_full, "held", prepare=(damage.small_disk,))
     yield Case(rollback, "plan", "before", "disk_full", damage.disk_full, "held", prepare=(damage.small_disk,))

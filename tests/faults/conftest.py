@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.cluster.verdict import Contents, look
 from tests.faults.breakpoints import Breakpoints
 from tests.faults.cases import SPREAD, Case
 from tests.faults.damage import Place
+from tests.faults.play import Result
 
 HERE = Path(__file__).parent
 # a task whose worker is gone is noticed after half a minute instead of five
@@ -119,9 +121,20 @@ def place_of(stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Pa
     return make
 
 
+class Results:
+    """What became of the cases, kept beside lab.json for the summary as they end."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.found: list[dict[str, Any]] = []
+
+    def add(self, one: Result) -> None:
+        """Keep one more."""
+        self.found.append(asdict(one))
+        self.file.write_text(json.dumps(self.found, indent=1))
+
+
 @pytest.fixture(scope="session")
-def results(run_folder: Path) -> Iterator[list[dict[str, Any]]]:  # noqa: F811
-    """What became of the cases; kept beside lab.json for the summary."""
-    found: list[dict[str, Any]] = []
-    yield found
-    (run_folder / "faults.json").write_text(json.dumps(found, indent=1))
+def results(run_folder: Path) -> Results:  # noqa: F811
+    """What became of the cases."""
+    return Results(run_folder / "faults.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 from lab.cluster import Lab
 from lab.standalone import Airflow
 from tests.cluster.scene import Scene, wait_for
@@ -33,7 +35,7 @@ class Place:
     points: Breakpoints
     member: str
     folder: Path
-    standalone: Airflow
+    standalone: Airflow | None = None
 
     @property
     def lab(self) -> Lab:
@@ -43,6 +45,11 @@ class Place:
 
 def nothing() -> None:
     """Nothing to mend: the damage is over, or it is the product's to mend."""
+
+
+def no_more(place: Place) -> Mend:
+    """What was prepared is the damage."""
+    return nothing
 
 
 def kill_task(place: Place) -> Mend:
@@ -57,6 +64,7 @@ def kill_airflow(place: Place) -> Mend:
     """SIGKILL to scheduler, triggerer, their workers and the task, at once; then Airflow starts again."""
     pid = place.points.reached()
     assert pid
+    assert place.standalone
     group, killed = place.standalone.group(), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -162,6 +170,59 @@ def member_dead(place: Place) -> Mend:
 def nothing_runs(place: Place) -> Mend:
     """Whatever of PostgreSQL runs on the member gets SIGKILL, also outside Patroni."""
     postgres_killed(place)
+    return nothing
+
+
+def host_gone(place: Place) -> Mend:
+    """Nothing of the member's host answers: no SSH, no Patroni, no PostgreSQL."""
+    mend_ssh, mend_member = ssh_refused(place), member_dead(place)
+
+    def mend() -> None:
+        mend_ssh()
+        mend_member()
+
+    return mend
+
+
+def clock(hours: int) -> Callable[[Place], Mend]:
+    """Patroni and PostgreSQL of the member run with another clock."""
+
+    def turn(place: Place) -> Mend:
+        library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+        if library is None:
+            pytest.skip("needs Debian's package faketime")
+        lab, patroni = place.lab, Path(place.lab.info["patronictl"]).with_name("patroni")
+        real, fake = place.folder / "real", place.folder / "fake"
+        real.write_bytes(patroni.read_bytes())
+        environment = f"LD_PRELOAD={library} FAKETIME={hours:+d}h FAKETIME_DONT_FAKE_MONOTONIC=1"
+        fake.write_text(f'#!/bin/sh\nexec env {environment} {patroni.with_name("python")} {real} "$@"\n')
+        for path in (real, fake):
+            path.chmod(0o755)
+        for folder in (place.folder, *list(place.folder.parents)[:2]):
+            folder.chmod(0o755)
+        lab.stop_patroni(place.member)
+        subprocess.run(["mount", "--bind", fake, patroni], check=True)
+        try:
+            lab.start_patroni(place.member)
+            lab.wait_healthy(60)
+            seen = lab.value(place.member, "select round(extract(epoch from clock_timestamp()) / 3600)")
+            assert abs(float(seen) - time.time() / 3600 - hours) <= 1, f"the clock was not turned: {seen}"
+        finally:
+            subprocess.run(["umount", "-l", patroni], check=True)
+        return nothing
+
+    turn.__doc__ = f"The member's clock is {hours:+d} h off."
+    return turn
+
+
+def mark_not_in_wal(place: Place) -> Mend:
+    """The journals name a transaction that is not in the WAL."""
+    for name in place.lab.names:
+        path = place.scene.journal_path(name)
+        journal = place.scene.journal(name)
+        status = path.stat()
+        path.write_text(json.dumps({**journal, "xid": journal["xid"] + 1000}))
+        os.chown(path, status.st_uid, status.st_gid)
     return nothing
 
 

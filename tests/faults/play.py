@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests.cluster.scene import Scene, wait_for
@@ -35,10 +35,6 @@ class Result:
     again: str = ""
     seconds: float = 0
     wrong: list[str] = field(default_factory=list)
-
-    def plain(self) -> dict[str, Any]:
-        """For a file."""
-        return asdict(self)
 
 
 def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> Result:

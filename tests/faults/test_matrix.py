@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 from tests.faults.cases import CASES, Case
-from tests.faults.conftest import Stage
+from tests.faults.conftest import Results, Stage
 from tests.faults.play import play
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_fault(case: Case, stage: Stage, place_of: Any, results: list[dict[str, Any]]) -> None:
+def test_fault(case: Case, stage: Stage, place_of: Any, results: Results) -> None:
     place = place_of(case)
     conf = {**case.conf, **_params(case, place.scene)}
     found = play(case, place, stage.deployed, conf)
-    results.append(found.plain())
+    results.add(found)
     print(f"{found.verdict} after {found.seconds} s; said: {found.said}; again: {found.again}")
     assert not found.wrong, f"{case.id}: {found.said}\n" + "\n".join(found.wrong)
 

@@ -7,14 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bluegreen import shell
-from bluegreen.checkpoint import check_label, new_id
+from bluegreen.checkpoint import Checkpoint, Phase, check_label, new_id
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey, require_same
+from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.lag import check_delay
 from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.hooks.postgres import Row
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, is_finished, owner_of
+from bluegreen.operators.release import find, release
 from bluegreen.recovery.node_config import NodeConfig
 from bluegreen.recovery.versions import ServerVersion
 from bluegreen.topology import Member, Topology, check_standby, choose_standby, failover_candidates
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
 
 DELAY_SECONDS = 5
 PATRONICTL_SECONDS = 20
+UNFINISHED = frozenset({Phase.HOLDING, Phase.RELEASING})
 NEEDED_PROGRAMS = ("pg_ctl", "pg_controldata", "psql")
 
 
 class CheckpointPreflightOperator(BluegreenOperator):
     """Lock the cluster and check that a standby can be held, and rolled back to.
+
+    A hold that an earlier run left unfinished, since it could not be undone then, is released first.
 
     Returns ``checkpoint_id``, ``standby``, ``leader``, ``checks`` (one line each) and ``warnings``.
 
@@ -53,13 +58,19 @@ class CheckpointPreflightOperator(BluegreenOperator):
         label = check_label(self.checkpoint_label or "")
         owner = owner_of(context, "checkpoint")
         checkpoint_id = new_id(context["dag_run"].run_after, owner.run_id)
+        warnings: list[str] = []
         survey = hook.survey(patroni_must_answer=True)
-        if survey.topology is None:
+        existing = survey.checkpoint
+        own = existing is None or existing.id == checkpoint_id
+        if existing and not own and existing.phase in UNFINISHED and is_finished(context, existing.taken_by):
+            warnings = self._clear_away(hook, survey, existing, context)
+            survey = hook.survey(patroni_must_answer=True)
+            existing = survey.checkpoint
+        topology = survey.topology
+        if topology is None:
             raise FailedForNowError("no Patroni answers")
         checks = _Checks()
-        topology = survey.topology
         leader = _leader(topology, checks)
-        existing = survey.checkpoint
         if existing is not None and existing.id != checkpoint_id:
             raise RefusedError(
                 f"{hook.cluster.name} already holds checkpoint {existing.id} ({existing.phase.value}, label "
@@ -73,7 +84,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         )
         survey.require(member.name for member in topology.members)
         _nodes(hook, survey, topology, standby.name, checks)
-        warnings = hook.lock(
+        warnings += hook.lock(
             owner,
             states=survey.states,
             held=standby.name,
@@ -95,6 +106,23 @@ class CheckpointPreflightOperator(BluegreenOperator):
             "checks": checks.lines,
             "warnings": warnings,
         }
+
+    def _clear_away(self, hook: ClusterHook, survey: Survey, unfinished: Checkpoint, context: Context) -> list[str]:
+        """Release what an earlier run held and could not undo: it never became a checkpoint, or was given up."""
+        warnings = hook.lock(
+            owner_of(context, "checkpoint"),
+            states=survey.states,
+            held=unfinished.held,
+            members=unfinished.members,
+            is_finished=lambda other: is_finished(context, other),
+        )
+        warnings += release(hook, survey, find(hook, survey, None))
+        remove_journals(hook, unfinished, set(unfinished.members))
+        return [
+            *warnings,
+            f"the hold on {unfinished.held} that {unfinished.taken_by} had left unfinished ({unfinished.id}) was "
+            "released first",
+        ]
 
     def _servers(
         self,

@@ -101,7 +101,8 @@ class ReportOperator(BaseOperator):
             sentences.append(
                 "The hold was released again; there is no checkpoint, so do not deploy."
                 if gathered.states.get("undo") == "success"
-                else "There is no proven checkpoint, so do not deploy. A hold may be left: run bluegreen_resume."
+                else "There is no proven checkpoint, so do not deploy. A hold may be left: the next checkpoint "
+                "releases it first, and so does bluegreen_resume."
             )
         elif self.operation == "resume":
             sentences.append("The standby may still be held or catching up. Run bluegreen_resume again.")
