@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install lab lab-down lab-status lab-reset lab-clean airflow airflow-down down demo test test-versions test-faults lint bench
+.PHONY: help install lab lab-down lab-status lab-reset lab-clean airflow airflow-down down demo test test-versions test-faults lint audit bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
@@ -54,6 +54,9 @@ lint: install ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
+
+audit: install ## look the locked packages up among known vulnerabilities
+	@bash scripts/audit.sh
 
 bench: lab ## measure checkpoint and rollback on the lab
 	@$(PYTHON) bench/bench.py

@@ -1,0 +1,33 @@
+#!/bin/bash
+# Look every locked package up in the database of known vulnerabilities; 1 when one is known, and a sentence where
+# the database cannot be reached.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=.venv/audit
+if [ ! -x $venv/bin/pip-audit ]; then
+    .venv/bin/python -m venv $venv
+    log=$(mktemp)
+    $venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r scripts/audit.lock \
+        >"$log" 2>&1 || { tail -n 5 "$log" >&2; echo "audit: pip-audit could not be installed" >&2; exit 1; }
+    rm -f "$log"
+fi
+status=0
+for lock in requirements.lock lab/requirements.lock; do
+    out=$(mktemp)
+    said=$(timeout 300 $venv/bin/pip-audit --require-hashes --disable-pip --progress-spinner off -r $lock 2>&1 >"$out") || true
+    skipped=$(grep -c 'could not be audited' "$out" || true)
+    if grep -q '^Found [0-9]* known vulnerab' <<<"$said"; then
+        cat "$out"
+        echo "audit: $lock: $(grep '^Found' <<<"$said")" >&2
+        status=1
+    elif [ "$skipped" != 0 ]; then
+        echo "audit: $lock: the database cannot be reached from here: $skipped packages were not audited"
+    elif grep -q 'No known vulnerabilities found' <<<"$said"; then
+        echo "audit: $lock: no known vulnerability"
+    else
+        echo "audit: $lock: not audited: $(tail -n 1 <<<"$said")"
+    fi
+    rm -f "$out"
+done
+exit $status
