@@ -306,6 +306,23 @@ exit ${{status:-0}}
     )
 
 
+def server_log(data_dir: str, log: str) -> str:
+    """Print the end of what a server wrote: to ``pg_ctl``'s file, and to where its logging collector took over.
+
+    Source: ``pg_current_logfile`` in "System Information Functions", which names ``current_logfiles`` (from 10 on).
+    """
+    return script(
+        """
+tail -n 12 -- "$log" 2>/dev/null || true
+cd -- "$data"
+file=$(sed -n 's/^stderr //p' current_logfiles 2>/dev/null || true)
+if [ -n "$file" ]; then tail -n 12 -- "$file" 2>/dev/null || true; fi
+""",
+        data=data_dir,
+        log=log,
+    )
+
+
 def psql(bin_dir: str, socket_dir: str, port: str, user: str, statement: str) -> str:
     """Run one statement over the local socket; the answer's rows are printed unaligned."""
     return script(

@@ -807,3 +807,18 @@ def test_databases_that_came_back_without_their_version_file_get_it(here: Path) 
     ]
     assert (member / "base/5/PG_VERSION").read_text() == "13\n"
     assert run(shell.add_version_files(str(member), files), cwd=here).output == ""
+
+
+@pytest.mark.parametrize("collector", [True, False])
+def test_the_log_of_a_server_is_read_where_its_collector_writes(here: Path, collector: bool) -> None:
+    data = here / "data"
+    (data / "log").mkdir(parents=True)
+    (here / "pg_ctl.log").write_text("HINT:  Future log output will appear in directory\n")
+    if collector:
+        (data / "current_logfiles").write_text("stderr log/it is.log\n")
+        (data / "log" / "it is.log").write_text(
+            "FATAL:  recovery ended before configured recovery target was reached\n"
+        )
+    output = ok(shell.server_log(str(data), str(here / "pg_ctl.log")), cwd=here).output
+    assert "HINT" in output
+    assert ("FATAL:  recovery ended" in output) is collector

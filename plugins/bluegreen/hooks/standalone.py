@@ -168,7 +168,7 @@ class Standalone:
         return branch
 
     def _log_tail(self) -> str:
-        result = self.node.run(shell.script('tail -n 12 -- "$log" 2>/dev/null || true\n', log=self.log_path))
+        result = self.node.run(shell.server_log(self.data_dir, self.log_path))
         wanted = [line for line in result.output.splitlines() if "FATAL" in line or "PANIC" in line]
         return " ".join((wanted or result.output.splitlines() or ["nothing"])[-1].split())[:400]
 
