@@ -91,10 +91,11 @@ def main() -> None:
     from airflow.utils.db import initdb
 
     initdb()
-    bag = DagBag(bundle_name="dags-folder")
-    assert not bag.import_errors, bag.import_errors
     for line in sys.stdin:
         job = json.loads(line)
+        # read anew: a DAG keeps the params of its last test
+        bag = DagBag(bundle_name="dags-folder")
+        assert not bag.import_errors, bag.import_errors
         run = bag.dags[job["dag"]].test(run_conf=job["conf"])
         tasks = run.get_task_instances()
         report = next(task for task in tasks if task.task_id == "report").xcom_pull(task_ids="report")

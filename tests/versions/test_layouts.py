@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lab.cluster import Lab
 from tests.cluster.scene import GOOD_MIGRATION, Scene, wait_for
-from tests.cluster.verdict import Contents, contents
+from tests.cluster.verdict import Contents, contents, dcs
 from tests.versions.people import (
     configure,
     edit_yaml,
@@ -48,7 +48,7 @@ def kept_out(scene: Scene) -> str:
     """Let the owner of n3 say that it may never lead; return its name."""
     edit_yaml(scene.lab, "n3", "nofailover: false", "nofailover: true")
     reload(scene.lab, "n3")
-    wait_for("the tag", lambda: (scene.lab.patroni("n3") or {}).get("tags", {}).get("nofailover"))
+    wait_for("the tag in the DCS", lambda: "nofailover" in dcs(scene.lab).get("members/n3", ""))
     settled(scene)
     return "n3"
 
