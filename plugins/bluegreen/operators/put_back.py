@@ -60,7 +60,7 @@ class PutBackOperator(BluegreenOperator):
             return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
         lock = survey.states[checkpoint.held].lock if checkpoint.held in survey.states else None
         if lock is None or not parse_owner(lock, where=checkpoint.held).is_same_run(owner):
-            return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
+            return {"put_back": False, "checkpoint": checkpoint.public(), "locked_out": True}
         down = set(checkpoint.hosts_down)
         survey.require(set(checkpoint.members) - down)
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]

@@ -307,6 +307,11 @@ def _after_failed_rollback(gathered: Gathered) -> str:
         return "The old cluster was put back into service, with the deployment in it; the checkpoint is still held."
     if put_back and put_back[-1].get("untouched"):
         return "The old cluster was not touched; the checkpoint is still held."
+    if put_back and put_back[-1].get("locked_out"):
+        return (
+            "This run does not hold the cluster's lock, so it put nothing back. Look at the run that holds it; when "
+            "none works on the cluster, run bluegreen_rollback again."
+        )
     record = gathered.last("checkpoint") or {}
     if record.get("phase") in {"promoted", "taken_over"} or put_back:
         return (

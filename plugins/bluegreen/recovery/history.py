@@ -53,11 +53,6 @@ def history_name(timeline: int) -> str:
     return f"{timeline:08X}.history"
 
 
-def newest_timeline(names: Mapping[str, str] | list[str]) -> int:
-    """Return the highest timeline that has a history file, or 1 when there is none."""
-    return max((int(found[1], 16) for name in names if (found := _NAME.match(name))), default=1)
-
-
 def is_history_name(name: str) -> bool:
     """Tell whether a file name is that of a history file (the names come from a node)."""
     return bool(_NAME.match(name))
@@ -83,12 +78,3 @@ def branch_at_mark(histories: Mapping[str, str], *, xid: int, parent: int) -> tu
 def contains_branch(text: str, branch: Branch) -> bool:
     """Tell whether a member's history has the proven line; numbers alone prove nothing (hazard H5)."""
     return branch in parse_history(text)
-
-
-def clashing(histories_by_member: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return the names of history files that two members hold with different texts (hazard H5)."""
-    texts: dict[str, set[str]] = {}
-    for histories in histories_by_member.values():
-        for name, text in histories.items():
-            texts.setdefault(name, set()).add("\n".join(branch.line for branch in parse_history(text)))
-    return sorted(name for name, found in texts.items() if len(found) > 1)

@@ -326,6 +326,7 @@ def test_a_failed_resume_says_what_to_run() -> None:
     [
         ("stopping", {"put_back": True}, "put back into service"),
         ("stopping", {"put_back": False, "untouched": True}, "was not touched"),
+        ("stopping", {"put_back": False, "locked_out": True}, "does not hold the cluster's lock"),
         ("promoted", {"put_back": False}, "there is only forward"),
         ("promoted", None, "there is only forward"),
         ("taken_over", None, "there is only forward"),

@@ -10,11 +10,9 @@ from bluegreen.exceptions import FailedForNowError
 from bluegreen.recovery.history import (
     Branch,
     branch_at_mark,
-    clashing,
     contains_branch,
     history_name,
     is_history_name,
-    newest_timeline,
     parse_history,
 )
 
@@ -77,11 +75,6 @@ def test_what_is_no_history_name(name: str) -> None:
     assert not is_history_name(name)
 
 
-def test_the_newest_timeline_is_compared_as_a_number() -> None:
-    assert newest_timeline(["00000009.history", "00000010.history", "0000000F.history", "x"]) == 16
-    assert newest_timeline([]) == 1
-
-
 def _at_mark(histories: dict[str, str], xid: int = 747, parent: int = 1) -> int | None:
     found = branch_at_mark(histories, xid=xid, parent=parent)
     return found[0] if found else None
@@ -136,17 +129,3 @@ def test_a_member_is_on_the_new_branch_by_the_text_and_not_by_the_number() -> No
     assert not contains_branch(FAILOVER, branch)
     assert not contains_branch("1\t0/40E0458\tno recovery target specified\n", branch)
     assert not contains_branch("", branch)
-
-
-def test_one_timeline_with_two_histories_clashes() -> None:
-    assert clashing(
-        {
-            "n1": {"00000002.history": FAILOVER, "00000003.history": SECOND},
-            "n2": {"00000002.history": AT_MARK},
-            "n3": {"00000003.history": SECOND},
-        }
-    ) == ["00000002.history"]
-
-
-def test_histories_that_differ_in_blanks_and_comments_do_not_clash() -> None:
-    assert clashing({"n1": {"00000003.history": SECOND}, "n2": {"00000003.history": "#x\n" + SECOND + "\n\n"}}) == []
