@@ -367,6 +367,22 @@ def list_cluster(patronictl: str, config: str, scope: str) -> str:
     return script('"$patronictl" -c "$config" list "$scope"\n', patronictl=patronictl, config=config, scope=scope)
 
 
+def remains_of_cluster(patronictl: str, config: str, scope: str) -> str:
+    """Print what the DCS holds of a cluster without a table: its members as JSON, its dynamic configuration.
+
+    Where there is no configuration, ``show-config`` of Patroni 3.0 fails over ``None``; what it says is printed too.
+    """
+    return script(
+        """
+"$patronictl" -c "$config" list -f json "$scope" | section members
+("$patronictl" -c "$config" show-config "$scope" 2>&1 || true) | tail -n 5 | section config
+""",
+        patronictl=patronictl,
+        config=config,
+        scope=scope,
+    )
+
+
 def rewind(data_dir: str, bin_dir: str, *, source: str, login: Mapping[str, str], seconds: int) -> str:
     """Rewind a stopped member to the new leader; the password stays out of the command line.
 

@@ -710,6 +710,16 @@ def test_removing_a_cluster_answers_what_patronictl_asks(here: Path, scope: str)
     assert not list(here.rglob("executed"))
 
 
+def test_what_is_left_of_a_cluster_is_read_also_where_there_is_no_configuration(here: Path) -> None:
+    fails = "AttributeError: 'NoneType' object has no attribute 'data'"
+    body = f"""case "$*" in *json*) echo '[]';; *) echo "{fails}" >&2; exit 1;; esac"""
+    program(here / "bin", "patronictl", body)
+    script = shell.remains_of_cluster(str(here / "bin" / "patronictl"), "/etc/patroni.yml", "it's")
+    found = ok(script, cwd=here).sections()
+    assert found["members"].strip() == "[]"
+    assert found["config"].strip() == fails
+
+
 PG_CTL = """
 if [ "$1" = status ]; then test -e "$RECORD.running"; exit; fi
 for argument in "$@"; do printf '%s\\0' "$argument"; done > "$RECORD.arguments"

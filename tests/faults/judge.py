@@ -13,7 +13,12 @@ from tests.cluster.scene import Scene
 from tests.cluster.verdict import Contents, Picture, look, picture_faults
 
 SUCCESS = {"checkpoint": "held", "resume": "resumed", "rollback": "rolled_back"}
-SETTLE_SECONDS = 75
+SETTLE_SECONDS = 60
+# a journal that says so will not change by itself
+UNFINISHED = {"holding", "releasing", "stopping", "recovering", "promoted", "taken_over"}
+UNFINISHED_SECONDS = 15
+# the next run takes away what a run that has ended could not give back
+LEFT_LOCK = ".bluegreen-lock"
 
 
 @dataclass
@@ -35,6 +40,11 @@ class Expectation:
             return picture_faults(picture, fresh, rows)
         held_streams = picture.members[self.scene.held].streams
         return picture_faults(picture, fresh, self.deployed, held=self.scene.held, held_streams=held_streams)
+
+    def unfinished(self) -> bool:
+        """Whether a journal says that the operation stopped half-way."""
+        phases = {self.scene.journal(name).get("phase") for name in self.scene.lab.names}
+        return bool(phases & UNFINISHED)
 
     def after(self, picture: Picture) -> list[str]:
         """What keeps the cluster from being as it is after the operation."""
@@ -64,7 +74,7 @@ def settle(expected: Expectation, seconds: float = SETTLE_SECONDS, wanted: str =
 
     :param wanted: only this one ends the wait early.
     """
-    deadline = time.monotonic() + seconds
+    begin = time.monotonic()
     while True:
         lacks: dict[str, list[str]] = {}
         try:
@@ -72,11 +82,14 @@ def settle(expected: Expectation, seconds: float = SETTLE_SECONDS, wanted: str =
         except (OSError, httpx.HTTPError, psycopg.Error, KeyError, ValueError) as error:
             lacks = {"before": [f"cannot be looked at: {error}"], "after": [f"cannot be looked at: {error}"]}
         else:
+            for one in picture.members.values():
+                one.leftovers -= {LEFT_LOCK}
             for name, faults in (("before", expected.before), ("after", expected.after)):
                 lacks[name] = faults(picture)
                 if not lacks[name] and wanted in ("", name):
                     return Outcome(name, lacks)
-        if time.monotonic() > deadline:
+        stuck = not wanted and expected.unfinished()
+        if time.monotonic() - begin > (UNFINISHED_SECONDS if stuck else seconds):
             return Outcome(next((name for name, found in lacks.items() if not found), ""), lacks)
         time.sleep(1)
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 UNINITIALIZED = "(uninitialized)"
+HEADING = "Cluster:"
+NO_CONFIG = "AttributeError: 'NoneType' object has no attribute 'data'"
 PATRONICTL_SECONDS = 60
 
 
@@ -67,7 +69,20 @@ class RemoveClusterOperator(BluegreenOperator):
             "patronictl list",
             timeout_seconds=PATRONICTL_SECONDS,
         )
-        if UNINITIALIZED not in after.output:
+        gone = UNINITIALIZED in after.output
+        if not gone and HEADING not in after.output:
+            # Patroni 3.0 under a newer prettytable prints its table without the heading that says so.
+            remains = held.done(
+                shell.remains_of_cluster(held.commands.patronictl, config, checkpoint.scope),
+                "patronictl list and show-config",
+                timeout_seconds=PATRONICTL_SECONDS,
+            ).sections()
+            gone = remains.get("members", "").strip() == "[]" and remains.get("config", "?").strip() in (
+                "",
+                "null",
+                "{}",
+            )
+        if not gone:
             said = " ".join((result.error + " " + result.output).split())[-300:]
             raise FailedForNowError(
                 f"the DCS still holds {checkpoint.scope!r} after patronictl remove on {held.where}; it said: {said}"
