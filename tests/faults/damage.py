@@ -122,8 +122,8 @@ def ssh_hangs(place: Place) -> Mend:
 
 def host_key_changed(place: Place) -> Mend:
     """The member's SSH server has another host key."""
-    config = _session_processes(place)[0].cmdline()
-    file = next(Path(word) for word in " ".join(config).split() if word.endswith("sshd_config"))
+    words = " ".join(_session_processes(place)[0].cmdline()).split()
+    file = Path(words[words.index("-f") + 1])
     key = next(Path(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("HostKey"))
     kept, public = key.read_bytes(), key.with_name(key.name + ".pub").read_bytes()
     uid, gid = key.stat().st_uid, key.stat().st_gid

@@ -162,6 +162,7 @@ class RecordCheckpointOperator(BluegreenOperator):
         checkpoint = survey.checkpoint
         if checkpoint is None or checkpoint.hold is None or checkpoint.xid is None:
             raise RefusedError(f"{hook.cluster.name} has no checkpoint with a mark to record; take one first")
+        survey.require(checkpoint.members)
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         tags = checkpoint.display_tags()
         if checkpoint.phase is Phase.HOLDING:
