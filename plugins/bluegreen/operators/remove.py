@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 UNINITIALIZED = "(uninitialized)"
-HEADING = "Cluster:"
 NO_CONFIG = "AttributeError: 'NoneType' object has no attribute 'data'"
 PATRONICTL_SECONDS = 60
 
@@ -70,8 +69,8 @@ class RemoveClusterOperator(BluegreenOperator):
             timeout_seconds=PATRONICTL_SECONDS,
         )
         gone = UNINITIALIZED in after.output
-        if not gone and HEADING not in after.output:
-            # Patroni 3.0 under a newer prettytable prints its table without the heading that says so.
+        if not gone and f"{checkpoint.scope} (" not in after.output:
+            # Patroni 3.0 heads its table with the cluster's name alone.
             remains = held.done(
                 shell.remains_of_cluster(held.commands.patronictl, config, checkpoint.scope),
                 "patronictl list and show-config",
