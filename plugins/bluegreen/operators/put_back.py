@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
 
 from bluegreen import shell
-from bluegreen.checkpoint import Phase, parse_owner
+from bluegreen.checkpoint import Checkpoint, Phase, parse_owner
 from bluegreen.exceptions import FailedForNowError, RefusedError
-from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.leadership import start_patroni
 from bluegreen.hooks.node import NodeHook
 from bluegreen.hooks.proof import prove_held
@@ -29,7 +30,8 @@ class PutBackOperator(BluegreenOperator):
     """Undo what a failed rollback has done, if the held member was not promoted yet.
 
     The standby's signal file and settings go back, the hold stays in place, the members'
-    configurations come back, the old leader starts first. The checkpoint still lives. After the
+    configurations come back, the old leader starts first. Where the held member cannot be read and its
+    recovery never began, the others alone are put back. The checkpoint still lives. After the
     promotion nothing is undone: there is only forward.
 
     Example::
@@ -42,6 +44,9 @@ class PutBackOperator(BluegreenOperator):
 
     def __init__(self, *, after: Sequence[str], **kwargs: Any) -> None:
         kwargs.setdefault("trigger_rule", "all_done")
+        # A member that cannot be reached may be back in a moment, and the cluster serves nobody meanwhile.
+        kwargs.setdefault("retries", 5)
+        kwargs.setdefault("retry_delay", timedelta(seconds=5))
         super().__init__(**kwargs)
         self.after = tuple(after)
 
@@ -58,10 +63,23 @@ class PutBackOperator(BluegreenOperator):
             return {"put_back": False, "checkpoint": checkpoint.public()}
         if checkpoint.phase is Phase.HELD and not any(state.aside for state in survey.states.values()):
             return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
-        lock = survey.states[checkpoint.held].lock if checkpoint.held in survey.states else None
-        if lock is None or not parse_owner(lock, where=checkpoint.held).is_same_run(owner):
+        locks = {name: state.lock for name, state in survey.states.items() if state.lock is not None}
+        if not locks or not all(parse_owner(lock, where=name).is_same_run(owner) for name, lock in locks.items()):
             return {"put_back": False, "checkpoint": checkpoint.public(), "locked_out": True}
         down = set(checkpoint.hosts_down)
+        others = [name for name in checkpoint.others if name not in down]
+        if others and checkpoint.held not in survey.states and checkpoint.phase is Phase.STOPPING:
+            # Recovery is written into every journal before it begins, so nothing was promoted there.
+            survey.require(others)
+            self._start(hook, survey, checkpoint, others)
+            return {
+                "put_back": True,
+                "checkpoint": checkpoint.public(),
+                "warnings": [
+                    f"{checkpoint.held}, the held member, cannot be read, so only the others were put back into service. "
+                    "When it answers again, run bluegreen_rollback again: it goes on where this one stopped"
+                ],
+            }
         survey.require(set(checkpoint.members) - down)
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         held = Standalone(node, state, checkpoint)
@@ -72,22 +90,25 @@ class PutBackOperator(BluegreenOperator):
             )
         if state.saved:
             held.close_again()
-
-        def back(other: NodeHook) -> None:
-            other.done(shell.bring_back(other.config_path), "bringing Patroni's configuration back")
-
-        others = [name for name in checkpoint.others if name not in down]
-        hook.on_each([*others, checkpoint.held], back)
-        leader = survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
-        first = leader if leader in others else (others[0] if others else checkpoint.held)
-        hook.on_each([first], start_patroni)
-        hook.on_each([name for name in others if name != first], start_patroni)
-        hook.on_each([checkpoint.held], start_patroni)
-        wait_until(partial(_in_service, hook, checkpoint.held), seconds=SERVICE_SECONDS, every_seconds=0.5)
+        self._start(hook, survey, checkpoint, [*others, checkpoint.held])
         wait_until(partial(prove_held, hook, checkpoint), seconds=SERVICE_SECONDS, every_seconds=1)
         checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
         hook.write_journal(checkpoint, needed=set(checkpoint.members) - down)
         return {"put_back": True, "checkpoint": checkpoint.public()}
+
+    def _start(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, members: list[str]) -> None:
+        """Bring the members' configurations back and start Patroni on them, on the old leader first."""
+
+        def back(other: NodeHook) -> None:
+            other.done(shell.bring_back(other.config_path), "bringing Patroni's configuration back")
+
+        hook.on_each(members, back)
+        leader = survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
+        first = leader if leader in members and leader != checkpoint.held else members[0]
+        hook.on_each([first], start_patroni)
+        hook.on_each([name for name in members if name not in (first, checkpoint.held)], start_patroni)
+        hook.on_each([name for name in members if name == checkpoint.held and name != first], start_patroni)
+        wait_until(partial(_in_service, hook, checkpoint.held), seconds=SERVICE_SECONDS, every_seconds=0.5)
 
 
 def _has_leader(topology: Any) -> bool:
