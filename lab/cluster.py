@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +75,33 @@ class Lab:
         """The process manager."""
         return Supervisor(Path(self.info["supervisor_socket"]))
 
+    @property
+    def tls(self) -> dict[str, str]:
+        """What a client needs besides a user and a password; empty in a lab without TLS."""
+        return self.info.get("tls") or {}
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        """A client of the members' REST APIs; each request has a connection of its own, since members come and go."""
+        options: dict[str, Any] = {"trust_env": False, "limits": httpx.Limits(max_keepalive_connections=0)}
+        if self.tls:
+            context = ssl.create_default_context(cafile=self.tls["patroni_ca"])
+            context.load_cert_chain(self.tls["certificate"], self.tls["key"])
+            options |= {"verify": context, "auth": (self.tls["user"], self.tls["password"])}
+        return httpx.Client(**options)
+
+    @property
+    def libpq(self) -> dict[str, str]:
+        """The TLS settings of a connection to PostgreSQL."""
+        return {"sslmode": "verify-full", "sslrootcert": self.tls["postgres_ca"]} if self.tls else {}
+
     def connect(
         self, node: str, database: str = "app", user: str | None = None, **options: Any
     ) -> psycopg.Connection[Any]:
         """A connection to this member, autocommit, as this user of the lab (default: the superuser)."""
         member = self.nodes[node]
         user = user or self.info["superuser"]
-        options = {"connect_timeout": 3, "autocommit": True, "application_name": "lab", **options}
+        options = {"connect_timeout": 3, "autocommit": True, "application_name": "lab", **self.libpq, **options}
         return psycopg.connect(
             host=member.host,
             port=member.port,
@@ -106,7 +128,7 @@ class Lab:
         """Patroni's GET /cluster, from the first member that answers; no members where none does."""
         for member in self.nodes.values():
             try:
-                answer = httpx.get(f"{member.rest}/cluster", timeout=3, trust_env=False)
+                answer = self.http.get(f"{member.rest}/cluster", timeout=3)
                 if answer.status_code == 200 and answer.json().get("members"):
                     return answer.json()
             except httpx.HTTPError:
@@ -116,7 +138,7 @@ class Lab:
     def patroni(self, node: str) -> dict[str, Any] | None:
         """Patroni's GET /patroni of this member, or None where it does not answer."""
         try:
-            return httpx.get(f"{self.nodes[node].rest}/patroni", timeout=3, trust_env=False).json()
+            return self.http.get(f"{self.nodes[node].rest}/patroni", timeout=3).json()
         except (httpx.HTTPError, ValueError):
             return None
 
@@ -124,7 +146,7 @@ class Lab:
         """The member that answers as the leader, or None."""
         for name, member in self.nodes.items():
             try:
-                if httpx.get(f"{member.rest}/primary", timeout=3, trust_env=False).status_code == 200:
+                if self.http.get(f"{member.rest}/primary", timeout=3).status_code == 200:
                     return name
             except httpx.HTTPError:
                 continue

@@ -73,6 +73,7 @@ class Settings:
     archive: bool
     checksums: bool
     wal_log_hints: bool
+    tls: bool
     patroni_version: str
 
     @cached_property
@@ -105,6 +106,11 @@ class Settings:
     def venv(self) -> Path:
         """The Python environment of Patroni and the process manager."""
         return self.directory / "venv"
+
+    @property
+    def tls_dir(self) -> Path:
+        """Certificates and their keys, in a lab with TLS."""
+        return self.directory / "tls"
 
     @property
     def supervisord_conf(self) -> Path:
@@ -240,6 +246,7 @@ def load_settings() -> Settings:
         archive=_switch("LAB_ARCHIVE", False),
         checksums=_switch("LAB_CHECKSUMS", True),
         wal_log_hints=_switch("LAB_WAL_LOG_HINTS", True),
+        tls=_switch("LAB_TLS", False),
         patroni_version=os.environ.get("PATRONI_VERSION", ""),
     )
     return _merge(settings)
@@ -254,6 +261,7 @@ VARIABLES = {
     "archive": "LAB_ARCHIVE",
     "checksums": "LAB_CHECKSUMS",
     "wal_log_hints": "LAB_WAL_LOG_HINTS",
+    "tls": "LAB_TLS",
     "patroni_version": "PATRONI_VERSION",
 }
 
@@ -261,7 +269,8 @@ VARIABLES = {
 def _merge(wanted: Settings) -> Settings:
     kept_file = wanted.directory / "settings.json"
     try:
-        kept = json.loads(kept_file.read_text())
+        # a lab may be older than a setting
+        kept = {"tls": False, **json.loads(kept_file.read_text())}
     except FileNotFoundError:
         return wanted
     except PermissionError:
@@ -345,6 +354,7 @@ def load_secrets(settings: Settings) -> dict[str, str]:
         "rewind_user": secrets.token_urlsafe(18),
         "bluegreen": secrets.token_urlsafe(18),
         "release": secrets.token_urlsafe(18),
+        "patroni": secrets.token_urlsafe(18),
         "airflow_admin": secrets.token_urlsafe(12),
         "airflow_viewer": secrets.token_urlsafe(12),
         "jwt": secrets.token_urlsafe(48),

@@ -11,8 +11,12 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from lab import templates
-from lab.config import CHECKOUT, POSTGRES_PORT, REST_PORT, SSH_PORT, Settings, find_program, write_private
+from lab.certificates import Authority, Pair
+from lab.config import CHECKOUT, POSTGRES_PORT, REST_PORT, SSH_PORT, Node, Settings, find_program, write_private
 from lab.machine import generate_key, is_free
+
+# what a client needs of a lab with TLS
+CLIENT_TLS = ("postgres_ca.pem", "patroni_ca.pem", "client.pem", "client.key")
 
 
 def write_services(settings: Settings, secrets: dict[str, str]) -> None:
@@ -21,6 +25,8 @@ def write_services(settings: Settings, secrets: dict[str, str]) -> None:
         settings.folder(settings.directory / name)
     settings.folder(settings.socket_dir)
     write_ssh(settings)
+    if settings.tls:
+        write_certificates(settings)
     for node in settings.nodes:
         settings.folder(node.directory)
         settings.folder(node.directory / "log")
@@ -42,12 +48,36 @@ def write_ssh(settings: Settings) -> None:
         settings.write(folder / f"{node.name}.conf", templates.sshd_config(settings, node))
 
 
+def write_certificates(settings: Settings) -> None:
+    """Two authorities, one for PostgreSQL and one for Patroni, and what they sign; made once."""
+    folder = settings.folder(settings.tls_dir)
+    for service in ("postgres", "patroni"):
+        path = folder / f"{service}_ca.pem"
+        if path.exists():
+            continue
+        authority = Authority.create(f"{settings.name} {service}")
+        for node in settings.nodes:
+            write_pair(settings, folder / f"{node.name}_{service}.pem", authority.issue(node.host))
+        if service == "patroni":
+            write_pair(settings, folder / "client.pem", authority.issue("bluegreen"))
+        write_pair(settings, path, authority.pair)
+
+
+def write_pair(settings: Settings, path: Path, pair: Pair) -> None:
+    """A certificate, and beside it its key."""
+    settings.write(path.with_suffix(".key"), pair.key)
+    settings.write(path, pair.certificate)
+
+
 def write_run(settings: Settings, secrets: dict[str, str]) -> None:
     """Everything that a client needs: lab.json, keys, the registry and Airflow's environment."""
     run = settings.run
     run.mkdir(parents=True, exist_ok=True)
     write_private(run / "client_ed25519", (settings.directory / "ssh" / "client_ed25519").read_text())
     write_private(run / "ssh_config", templates.ssh_config(settings))
+    if settings.tls:
+        for name in CLIENT_TLS:
+            write_private(run / name, (settings.tls_dir / name).read_text())
     keys = host_keys(settings)
     known = [f"[{node.host}]:{SSH_PORT} {keys[node.name]}\n" for node in settings.nodes]
     write_private(run / "known_hosts", "".join(known))
@@ -76,7 +106,7 @@ def lab_json(settings: Settings, secrets: dict[str, str]) -> dict[str, Any]:
             "name": node.name,
             "host": node.host,
             "port": POSTGRES_PORT,
-            "rest": f"http://{node.host}:{REST_PORT}",
+            "rest": rest_url(settings, node),
             "ssh_port": SSH_PORT,
             "data_dir": str(node.data_dir),
             "patroni_config": str(node.patroni_config),
@@ -94,6 +124,7 @@ def lab_json(settings: Settings, secrets: dict[str, str]) -> dict[str, Any]:
         "password": secrets["postgres"],
         "database": "app",
         "users": {user: secrets[user] for user in users},
+        "tls": client_tls(settings, secrets) if settings.tls else None,
         "bin_dir": str(settings.bin_dir),
         "lib_dir": str(settings.lib_dir) if settings.lib_dir else None,
         "server_version": settings.server_version,
@@ -112,12 +143,30 @@ def lab_json(settings: Settings, secrets: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def rest_url(settings: Settings, node: Node) -> str:
+    """Where a member's REST API is."""
+    return f"{'https' if settings.tls else 'http'}://{node.host}:{REST_PORT}"
+
+
+def client_tls(settings: Settings, secrets: dict[str, str]) -> dict[str, str]:
+    """What a client of a lab with TLS needs, beside the users of the database."""
+    return {
+        "postgres_ca": str(settings.run / "postgres_ca.pem"),
+        "patroni_ca": str(settings.run / "patroni_ca.pem"),
+        "certificate": str(settings.run / "client.pem"),
+        "key": str(settings.run / "client.key"),
+        "user": "patroni",
+        "password": secrets["patroni"],
+    }
+
+
 def registry(settings: Settings) -> dict[str, Any]:
     """The registry of this one cluster, in the format of include/clusters.yaml."""
     ctl = settings.directory / "ctl"
     checks = ["select count(*) = 1000 from orders", "select bool_and(total > 0) from orders"]
     cluster = {
-        "patroni": [f"http://{node.host}:{REST_PORT}" for node in settings.nodes],
+        "patroni": [rest_url(settings, node) for node in settings.nodes],
+        **({"patroni_conn_id": "lab_patroni"} if settings.tls else {}),
         "postgres_conn_id": "lab_postgres",
         "ssh_conn_id": "lab_ssh",
         "ssh_hosts": {node.name: node.host for node in settings.nodes},
@@ -181,6 +230,8 @@ def airflow_env(settings: Settings, secrets: dict[str, str]) -> str:
         "AIRFLOW_CONN_LAB_SSH": ssh_connection(settings),
         "BLUEGREEN_CLUSTERS": settings.run / "clusters.yaml",
     }
+    if settings.tls:
+        values["AIRFLOW_CONN_LAB_PATRONI"] = patroni_connection(settings, secrets)
     lines = [f"{key}='{value}'" for key, value in values.items()]
     # the only line that a shell has to expand
     lines.append(f'PATH="{CHECKOUT}/.venv/bin:$PATH"')
@@ -189,6 +240,7 @@ def airflow_env(settings: Settings, secrets: dict[str, str]) -> str:
 
 def postgres_connection(settings: Settings, secrets: dict[str, str]) -> str:
     """The Airflow connection to PostgreSQL; host and port are only a default, the leader is looked up."""
+    tls = {"sslmode": "verify-full", "sslrootcert": client_tls(settings, secrets)["postgres_ca"]}
     return json.dumps(
         {
             "conn_type": "postgres",
@@ -197,6 +249,20 @@ def postgres_connection(settings: Settings, secrets: dict[str, str]) -> str:
             "host": settings.nodes[0].host,
             "port": POSTGRES_PORT,
             "schema": "app",
+            **({"extra": tls} if settings.tls else {}),
+        }
+    )
+
+
+def patroni_connection(settings: Settings, secrets: dict[str, str]) -> str:
+    """The Airflow connection to Patroni's REST API, in a lab with TLS."""
+    tls = client_tls(settings, secrets)
+    return json.dumps(
+        {
+            "conn_type": "http",
+            "login": tls["user"],
+            "password": tls["password"],
+            "extra": {"verify": tls["patroni_ca"], "cert": tls["certificate"], "key": tls["key"]},
         }
     )
 

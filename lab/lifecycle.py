@@ -17,7 +17,7 @@ from psycopg import sql
 
 from lab.cluster import Lab
 from lab.config import CHECKOUT, ETCD_PORT, SSH_PORT, LabError, Node, Settings, load_secrets
-from lab.files import write_run, write_services
+from lab.files import CLIENT_TLS, write_run, write_services
 from lab.machine import check_addresses, check_prerequisites, end_leftovers, end_postmasters, listens, make_venv
 from lab.supervisor import Supervisor
 
@@ -218,6 +218,8 @@ def _apply_grants(settings: Settings, lab: Lab) -> None:
         "PGDATABASE": "app",
         "PGOPTIONS": "-c client_min_messages=warning",
     }
+    if settings.tls:
+        connection |= {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(settings.tls_dir / "postgres_ca.pem")}
     settings.call(command, input=text, env={**settings.environment, **connection})
 
 
@@ -263,7 +265,8 @@ def clean(settings: Settings, say: Say) -> None:
     if settings.socket_dir.parent != settings.directory:
         shutil.rmtree(settings.socket_dir, ignore_errors=True)
     shutil.rmtree(settings.directory)
-    for name in ("lab.json", "clusters.yaml", "airflow.env", "client_ed25519", "known_hosts", "ssh_config"):
+    names = ("lab.json", "clusters.yaml", "airflow.env", "client_ed25519", "known_hosts", "ssh_config", *CLIENT_TLS)
+    for name in names:
         (settings.run / name).unlink(missing_ok=True)
     say(f"Removed {settings.directory}")
 

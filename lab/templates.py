@@ -15,6 +15,8 @@ def patroni_yaml(settings: Settings, node: Node, secrets: dict[str, str]) -> str
     """Patroni's configuration of one member, commented as people comment theirs."""
     # before 14 initdb makes md5 secrets by default
     auth = "scram-sha-256" if settings.server_number >= 140000 else "md5"
+    host, gap = ("hostssl", "  ") if settings.tls else ("host ", "")
+    client = f"sslmode: verify-full\nsslrootcert: {settings.tls_dir}/postgres_ca.pem" if settings.tls else ""
     return f"""\
 # Patroni on {node.name}, a member of the lab's cluster "{settings.name}".
 # Everything that is the same on all members is in the dynamic configuration:
@@ -27,7 +29,7 @@ name: {node.name}
 restapi:
   listen: {node.host}:{REST_PORT}
   connect_address: {node.host}:{REST_PORT}
-
+{_rest_tls(settings, node, secrets)}
 etcd3:
   hosts:
   - {settings.dcs}
@@ -61,12 +63,15 @@ postgresql:
     superuser:
       username: postgres
       password: {secrets["postgres"]}
+{_indent(6, client)}\
     replication:
       username: replicator
       password: {secrets["replicator"]}
+{_indent(6, client)}\
     rewind:  # 11 and newer; before, Patroni uses the superuser
       username: rewind_user
       password: {secrets["rewind_user"]}
+{_indent(6, client)}\
   parameters:
     # this member's own
     unix_socket_directories: {_socket_dir(settings, node)}
@@ -75,12 +80,13 @@ postgresql:
     log_filename: postgresql.log
     log_file_mode: "0600"
     log_line_prefix: "%m [%p] "
+{_indent(4, _server_tls(settings, node))}\
   basebackup:
   - checkpoint: fast  # a copy begins at once, not after a checkpoint spread over minutes
   pg_hba:
-  - local all         all        {auth}
-  - host  all         all        127.0.0.0/8 {auth}
-  - host  replication replicator 127.0.0.0/8 {auth}
+  - local {gap}all         all        {auth}
+  - {host} all         all        127.0.0.0/8 {auth}
+  - {host} replication replicator 127.0.0.0/8 {auth}
 
 tags:
   nofailover: false   # every member may become the leader
@@ -88,6 +94,34 @@ tags:
   clonefrom: false
   nosync: false
 """
+
+
+def _rest_tls(settings: Settings, node: Node, secrets: dict[str, str]) -> str:
+    """TLS of the REST API, and how patronictl and the other members speak to it."""
+    if not settings.tls:
+        return ""
+    own = f"{settings.tls_dir}/{node.name}_patroni"
+    return f"""\
+  certfile: {own}.pem
+  keyfile: {own}.key
+  cafile: {settings.tls_dir}/patroni_ca.pem
+  verify_client: required
+  authentication:
+    username: patroni
+    password: {secrets["patroni"]}
+
+ctl:
+  cacert: {settings.tls_dir}/patroni_ca.pem
+  certfile: {own}.pem
+  keyfile: {own}.key
+"""
+
+
+def _server_tls(settings: Settings, node: Node) -> str:
+    if not settings.tls:
+        return ""
+    own = f"{settings.tls_dir}/{node.name}_postgres"
+    return f'ssl: "on"\nssl_cert_file: {own}.pem\nssl_key_file: {own}.key'
 
 
 def _dynamic_parameters(settings: Settings) -> str:

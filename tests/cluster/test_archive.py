@@ -6,7 +6,6 @@ import hashlib
 import shlex
 from pathlib import Path
 
-import httpx
 from tests.cluster.scene import Scene, wait_for
 from tests.cluster.verdict import history_files, look, verdict
 
@@ -27,7 +26,7 @@ def archive_everything(scene: Scene) -> Path:
         }
     }
     leader = scene.leader
-    httpx.patch(f"{lab.nodes[leader].rest}/config", json=change, trust_env=False).raise_for_status()
+    lab.http.patch(f"{lab.nodes[leader].rest}/config", json=change).raise_for_status()
     wait_for("Patroni wants a restart", lambda: (lab.patroni(leader) or {}).get("pending_restart"))
     lab.patronictl("restart", lab.name, "--force").check_returncode()
     lab.wait_healthy(60)

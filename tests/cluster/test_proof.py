@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import yaml
 from lab.cluster import Lab
 from lab.standalone import Airflow
@@ -24,7 +23,7 @@ def edit_yaml(lab: Lab, name: str, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    httpx.post(f"{lab.nodes[name].rest}/reload", trust_env=False).raise_for_status()
+    lab.http.post(f"{lab.nodes[name].rest}/reload").raise_for_status()
 
 
 def test_a_checkpoint_that_was_lost_is_refused(scene: Scene) -> None:

@@ -78,6 +78,7 @@ class Writer:
             autocommit=True,
             target_session_attrs="read-write" if len(self.hosts) > 1 else "any",
             options="-c statement_timeout=5000",
+            **self.lab.libpq,
         )
 
 

@@ -175,7 +175,7 @@ def _member(lab: Lab, node: Member, known: dict[str, Any], streaming: set[str]) 
     )
     found.history = found.histories.get(f"{found.timeline or 0:08X}.history", "")
     try:
-        found.primary_status = httpx.get(f"{node.rest}/primary", timeout=3, trust_env=False).status_code
+        found.primary_status = lab.http.get(f"{node.rest}/primary", timeout=3).status_code
         found.tags = (lab.patroni(node.name) or {}).get("tags", {})
     except httpx.HTTPError as error:
         found.error = f"Patroni: {error}"

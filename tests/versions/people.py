@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 from lab.cluster import Lab
 from tests.cluster.scene import Scene, wait_for
 from tests.versions.verdict import look
@@ -16,7 +15,7 @@ from tests.versions.verdict import look
 
 def configure(lab: Lab, patch: dict[str, Any]) -> None:
     """Change the dynamic configuration."""
-    answer = httpx.patch(f"{lab.nodes[lab.wait_leader()].rest}/config", json=patch, timeout=10, trust_env=False)
+    answer = lab.http.patch(f"{lab.nodes[lab.wait_leader()].rest}/config", json=patch, timeout=10)
     assert answer.status_code == 200, answer.text
 
 
@@ -30,7 +29,7 @@ def edit_yaml(lab: Lab, name: str, old: str, new: str) -> None:
 
 def reload(lab: Lab, name: str) -> None:
     """Have Patroni read its YAML again."""
-    httpx.post(f"{lab.nodes[name].rest}/reload", timeout=10, trust_env=False).raise_for_status()
+    lab.http.post(f"{lab.nodes[name].rest}/reload", timeout=10).raise_for_status()
 
 
 def while_down(lab: Lab, change: Callable[[str], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 from lab.cluster import Lab
 from tests.cluster.scene import GOOD_MIGRATION, Scene, wait_for
@@ -19,7 +18,7 @@ def server(lab: Lab) -> ServerVersion:
 
 def restart(lab: Lab, name: str) -> None:
     """Restart PostgreSQL on a member through Patroni."""
-    answer = httpx.post(f"{lab.nodes[name].rest}/restart", json={}, timeout=60, trust_env=False)
+    answer = lab.http.post(f"{lab.nodes[name].rest}/restart", json={}, timeout=60)
     assert answer.status_code == 200, answer.text
     wait_for(f"{name} answers", lambda: (lab.patroni(name) or {}).get("state") == "running")
 
