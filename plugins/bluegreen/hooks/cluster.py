@@ -140,7 +140,10 @@ class ClusterHook:
         Without any Patroni the hosts of the registry's ``patroni:`` are where it looks, and the
         journal found there names the others.
 
+        :param patroni_must_answer: whether Patroni is needed. While there is no checkpoint, every member that answers
+            must then allow changes too: a hold that cannot be ended must not begin.
         :raises UnreachableError: when nothing of the cluster can be read.
+        :raises RefusedError: when Patroni does not allow a change.
         """
         topology: Topology | None = None
         try:
@@ -165,12 +168,21 @@ class ClusterHook:
             if missing:
                 self._read(survey, missing)
                 self._find_checkpoint(survey)
+        if patroni_must_answer and topology is not None and checkpoint is None:
+            self._require_access(topology)
         if topology is None and not survey.states:
             raise UnreachableError(
                 f"nothing of cluster {self.cluster.name!r} can be read, neither Patroni nor a node: "
                 + "; ".join(str(problem) for problem in survey.problems.values())
             )
         return survey
+
+    def _require_access(self, topology: Topology) -> None:
+        for member in topology.members:
+            try:
+                self.patroni.require_access(member.api_url)
+            except FailedForNowError as error:
+                log.warning("whether %s allows changes is not known: %s", member.name, error)
 
     def _nodes_of_registry(self) -> None:
         by_address = {address: member for member, address in self.cluster.ssh_hosts.items()}

@@ -74,6 +74,9 @@ class PatroniHook(BaseHook):
             self._client = httpx.Client(auth=auth, verify=context, timeout=TIMEOUT_SECONDS, trust_env=False)
         return self._client
 
+    def _connection_words(self) -> str:
+        return f"the registry's patroni_conn_id ({self.cluster.patroni_conn_id or 'none is set'})"
+
     def request(
         self, method: str, url: str, body: Any = None, *, read_seconds: float = TIMEOUT_SECONDS
     ) -> tuple[int, str]:
@@ -82,6 +85,7 @@ class PatroniHook(BaseHook):
         :param read_seconds: how long the answer may take to begin.
         :raises UnreachableError: when no whole answer came in time.
         :raises FailedForNowError: when the answer is too large.
+        :raises RefusedError: when one side does not accept the other's certificate.
         """
         client = self.get_conn()
         # The client's timeout is for each read; an answer that trickles in must end too.
@@ -98,7 +102,27 @@ class PatroniHook(BaseHook):
                         raise UnreachableError(f"{url} did not end its answer within {ANSWER_SECONDS:g} s")
                 return response.status_code, content.decode("utf-8", "replace")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
+            if _is_about_certificates(error):
+                raise RefusedError(
+                    f"{url}: TLS was refused ({str(error)[:200]}); expected CA and client certificate of "
+                    f"{self._connection_words()} to fit (verify, cert and key in its extra)"
+                ) from None
             raise UnreachableError(f"{url} does not answer ({str(error)[:160] or type(error).__name__})") from None
+
+    def _change(
+        self, method: str, url: str, body: Any = None, *, read_seconds: float = TIMEOUT_SECONDS
+    ) -> tuple[int, str]:
+        """Send a request that Patroni allows to some only.
+
+        :raises RefusedError: when it does not allow it to this connection.
+        """
+        status, text = self.request(method, url, body, read_seconds=read_seconds)
+        if status in (401, 403):
+            raise RefusedError(
+                f"{method} {url} answered {status} ({text[:60]!r}); expected user, password and client certificate of "
+                f"{self._connection_words()} to be accepted"
+            )
+        return status, text
 
     def get_json(self, url: str, *, allow: tuple[int, ...] = (200,)) -> Any:
         """Return the JSON of a GET request.
@@ -117,13 +141,19 @@ class PatroniHook(BaseHook):
         """Return the cluster as the first member that answers describes it.
 
         :raises UnreachableError: when none answers.
+        :raises RefusedError: when none answers, and a certificate is why.
         """
-        reasons = []
+        reasons: list[str] = []
+        refused: RefusedError | None = None
         for url in self.cluster.patroni:
             try:
                 return parse_topology(self.get_json(f"{url.rstrip('/')}/cluster"))
+            except RefusedError as error:
+                refused = refused or error
             except FailedForNowError as error:
                 reasons.append(str(error) if url in str(error) else f"{url}: {error}")
+        if refused is not None:
+            raise RefusedError(f"no Patroni of cluster {self.cluster.name!r} can be asked: {refused}")
         raise UnreachableError(
             f"no Patroni of cluster {self.cluster.name!r} answers: {'; '.join(reasons)}. "
             "Check the registry's patroni: addresses, and that Patroni runs"
@@ -144,25 +174,34 @@ class PatroniHook(BaseHook):
         return answer
 
     def replace_dynamic_config(self, api_url: str, config: dict[str, Any]) -> None:
-        """Write ``PUT /config``."""
-        status, text = self.request("PUT", f"{base_url(api_url)}/config", config)
+        """Write ``PUT /config``.
+
+        :raises RefusedError: when the REST API does not allow it.
+        """
+        status, text = self._change("PUT", f"{base_url(api_url)}/config", config)
         if status != 200:
             raise FailedForNowError(f"PUT {base_url(api_url)}/config answered {status}: {text[:120]!r}; expected 200")
 
     def reload(self, api_url: str) -> None:
         """Have a member read its configuration again.
 
-        :raises RefusedError: when the REST API wants another user or password.
+        :raises RefusedError: when the REST API does not allow it.
         """
-        status, text = self.request("POST", f"{base_url(api_url)}/reload")
-        if status in (401, 403):
-            raise RefusedError(
-                f"POST {base_url(api_url)}/reload answered {status}; expected the user and password of "
-                "the registry's patroni_conn_id to be accepted"
-            )
+        status, text = self._change("POST", f"{base_url(api_url)}/reload")
         if status not in (200, 202):
             raise FailedForNowError(f"POST {base_url(api_url)}/reload answered {status}: {text[:120]!r}; expected 202")
         self.wake(api_url)
+
+    def require_access(self, api_url: str) -> None:
+        """Prove that a member allows changes to this connection, without making one.
+
+        Patroni looks at user, password and client certificate first, and then answers an empty change with 400.
+        Source: ``check_access`` and ``_read_json_content`` in ``patroni/api.py``.
+
+        :raises RefusedError: when it does not.
+        :raises UnreachableError: when it does not answer.
+        """
+        self._change("PATCH", f"{base_url(api_url)}/config", {})
 
     def wake(self, api_url: str) -> None:
         """Give a member its turn now; else it reads its configuration, or makes its replicas' slots, at the next
@@ -180,9 +219,10 @@ class PatroniHook(BaseHook):
         """Have Patroni restart a member's PostgreSQL, and wait until it has.
 
         :raises FailedForNowError: when it did not.
+        :raises RefusedError: when the REST API does not allow it.
         """
         url = f"{base_url(api_url)}/restart"
-        status, text = self.request("POST", url, {}, read_seconds=RESTART_SECONDS)
+        status, text = self._change("POST", url, {}, read_seconds=RESTART_SECONDS)
         if status != 200:
             raise FailedForNowError(f"POST {url} answered {status}: {text[:120]!r}; expected 200")
 
@@ -192,6 +232,12 @@ class PatroniHook(BaseHook):
             return self.request("GET", f"{base_url(api_url)}/{path}")[0]
         except FailedForNowError:
             return 0
+
+
+def _is_about_certificates(error: Exception) -> bool:
+    """Tell a certificate that one side does not accept from a connection that broke; alerts are named as in OpenSSL."""
+    text = str(error)
+    return "[SSL:" in text and any(word in text for word in ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE"))
 
 
 def base_url(api_url: str) -> str:

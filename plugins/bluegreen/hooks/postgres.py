@@ -21,6 +21,9 @@ from bluegreen.statements import statement
 CONNECT_TIMEOUT_SECONDS = 4
 STATEMENT_TIMEOUT_MS = 15_000
 
+# What libpq says of a connection that is not let in, or that it does not trust itself.
+REFUSALS = ("authentication failed", "no pg_hba.conf entry", "certificate", "does not support SSL")
+
 Row = dict[str, Any]
 
 
@@ -106,7 +109,7 @@ class MemberSql:
                 self._conn = self._hook.get_conn()  # type: ignore[assignment]
             except psycopg.OperationalError as error:
                 text = _text(error)
-                if any(word in text for word in ("authentication failed", "no pg_hba.conf entry", "certificate")):
+                if any(word in text for word in REFUSALS):
                     raise RefusedError(
                         f"{self.where}: PostgreSQL refused the connection ({text}); expected user, password and "
                         f"TLS settings of the connection {self._hook.connection.conn_id!r} to be accepted"

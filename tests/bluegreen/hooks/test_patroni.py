@@ -5,13 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import ssl
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.certificates import Authority, Pair
 
 from bluegreen.clusters import Cluster
 from bluegreen.exceptions import BluegreenError, FailedForNowError, RefusedError, UnreachableError
@@ -29,14 +33,18 @@ Answer = Callable[[socket.socket, bytes], None]
 
 
 class Server:
-    """One that answers each connection with what a test gives it."""
+    """One that answers each connection with what a test gives it.
 
-    def __init__(self) -> None:
+    :param tls: its certificate and whose clients it wants, where it speaks TLS.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.requests: list[bytes] = []
         self.answer: Answer = plain(200, "{}")
         self.stopped = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -48,6 +56,12 @@ class Server:
             threading.Thread(target=self._one, args=(connection,), daemon=True).start()
 
     def _one(self, connection: socket.socket) -> None:
+        if self.tls:
+            try:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                connection.close()
+                return
         with connection:
             request = b""
             while b"\r\n\r\n" not in request:
@@ -290,6 +304,109 @@ def test_user_and_password_come_from_the_connection_and_are_in_no_message(
         api.reload(server.url)
     assert b"Basic " + b64encode(b"ada:hunter2") in server.requests[0]
     assert "hunter2" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Patroni's authority, and the files of a connection that fits it."""
+
+    folder: Path
+    authority: Authority
+
+    def file(self, name: str, text: str) -> str:
+        path = self.folder / name
+        path.write_text(text)
+        return str(path)
+
+    def context(self, own: Pair) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=self.authority.certificate)
+        context.load_cert_chain(self.file("server.pem", own.certificate + own.key))
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def extra(self, **changes: str) -> dict[str, str]:
+        client = self.authority.issue("bluegreen")
+        fits = {
+            "verify": self.file("ca.pem", self.authority.certificate),
+            "cert": self.file("client.pem", client.certificate),
+            "key": self.file("client.key", client.key),
+        }
+        return {name: value for name, value in {**fits, **changes}.items() if value}
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
+    return Tls(tmp_path, Authority.create("patroni"))
+
+
+def ask_over_tls(tls: Tls, own: Pair, extra: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AIRFLOW_CONN_ORDERS_REST", json.dumps({"conn_type": "http", "extra": extra}))
+    server = Server(tls.context(own))
+    server.answer = plain(200, json.dumps(TOPOLOGY))
+    try:
+        with hook(server.url, conn_id="orders_rest") as api:
+            return api.topology().scope
+    finally:
+        server.close()
+
+
+def test_a_certificate_of_the_connections_ca_and_a_client_certificate_are_accepted(
+    tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask_over_tls(tls, tls.authority.issue("127.0.0.1"), tls.extra(), monkeypatch) == "orders"
+
+
+@pytest.mark.parametrize("what", ["another CA", "another name", "no CA", "no client", "a client of another CA"])
+def test_a_certificate_that_does_not_fit_is_refused_by_name(
+    tls: Tls, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    other = Authority.create("other")
+    stranger = other.issue("bluegreen")
+    changes, words = {
+        "another CA": ({"verify": tls.file("other.pem", other.certificate)}, "CERTIFICATE_VERIFY_FAILED"),
+        "another name": ({}, "IP address mismatch"),
+        "no CA": ({"verify": ""}, "CERTIFICATE_VERIFY_FAILED"),
+        "no client": ({"cert": "", "key": ""}, "CERTIFICATE_REQUIRED"),
+        "a client of another CA": (
+            {"cert": tls.file("stranger.pem", stranger.certificate + stranger.key), "key": ""},
+            "UNKNOWN_CA",
+        ),
+    }[what]
+    own = tls.authority.issue("127.0.0.2" if what == "another name" else "127.0.0.1")
+    with pytest.raises(RefusedError) as caught:
+        ask_over_tls(tls, own, tls.extra(**changes), monkeypatch)
+    message = str(caught.value)
+    assert message.startswith("no Patroni of cluster 'orders' can be asked: ") and words in message
+    assert "patroni_conn_id (orders_rest)" in message and "\n" not in message and len(message) < 600
+
+
+def test_a_member_whose_certificate_does_not_fit_does_not_hide_one_that_answers(
+    server: Server, tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ORDERS_REST", json.dumps({"conn_type": "http", "extra": tls.extra()}))
+    server.answer = plain(200, json.dumps(TOPOLOGY))
+    bad = Server(tls.context(tls.authority.issue("127.0.0.2")))
+    with hook(bad.url, server.url, conn_id="orders_rest") as api:
+        assert api.topology().scope == "orders"
+    bad.close()
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+def test_access_is_proven_by_a_change_of_nothing(server: Server, status: int) -> None:
+    server.answer = plain(status, "")
+    with hook(server.url) as api:
+        api.require_access(server.url + "/patroni")
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"PATCH /config HTTP/1.1\r\n") and body == b"{}"
+
+
+@pytest.mark.parametrize("call", ["require_access", "reload", "restart", "replace_dynamic_config"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_change_that_is_not_allowed_is_refused(server: Server, call: str, status: int) -> None:
+    server.answer = plain(status, "wrong password")
+    more = [{"ttl": 30}] if call == "replace_dynamic_config" else []
+    with hook(server.url) as api, pytest.raises(RefusedError, match=rf"answered {status} .*patroni_conn_id \(none is"):
+        getattr(api, call)(server.url, *more)
 
 
 @pytest.mark.parametrize(
