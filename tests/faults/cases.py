@@ -176,8 +176,6 @@ def _cases() -> Iterator[Case]:
     for hours in (-1, 1):
         name = "clock_an_hour_behind" if hours < 0 else "clock_an_hour_ahead"
         yield Case(checkpoint, "hold", "before", name, damage.no_more, "held", prepare=(damage.clock(hours),))
-    yield Case(checkpoint, "mark", "before", "port_cut", damage.port_cut, "leader")
-    yield Case(rollback, "rejoin", "before", "port_cut", damage.port_cut, "held")
 
     # the DCS
     for operation, step, moment in (

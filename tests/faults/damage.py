@@ -350,14 +350,6 @@ def second_rollback(place: Place) -> Mend:
     return nothing
 
 
-def port_cut(place: Place) -> Mend:
-    """Nobody reaches the member's PostgreSQL: its packets are dropped."""
-    member = place.lab.nodes[place.member]
-    rule = ["INPUT", "-p", "tcp", "-d", member.host, "--dport", str(member.port), "-j", "DROP"]
-    subprocess.run(["iptables", "-I", *rule], check=True)
-    return lambda: subprocess.run(["iptables", "-D", *rule], check=True) and None
-
-
 def small_disk(place: Place) -> Mend:
     """The member's data directory lies on a file system of its own, with 100 MB to spare."""
     data = place.lab.nodes[place.member].data_dir

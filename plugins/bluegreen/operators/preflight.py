@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DELAY_SECONDS = 5
 PATRONICTL_SECONDS = 20
+FOLLOWS_SECONDS = 60
 UNFINISHED = frozenset({Phase.HOLDING, Phase.RELEASING})
 NEEDED_PROGRAMS = ("pg_ctl", "pg_controldata", "psql")
 
@@ -118,6 +119,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         )
         warnings += release(hook, survey, find(hook, survey, None))
         remove_journals(hook, unfinished, set(unfinished.members))
+        wait_until(partial(_follows, hook, unfinished.held), seconds=FOLLOWS_SECONDS, every_seconds=1)
         return [
             *warnings,
             f"the hold on {unfinished.held} that {unfinished.taken_by} had left unfinished ({unfinished.id}) was "
@@ -154,6 +156,16 @@ class CheckpointPreflightOperator(BluegreenOperator):
         if not hook.sql(standby.name, standby.host, standby.port).row("identity")["in_recovery"]:
             raise FailedForNowError(f"{standby.name} says that it is not in recovery; expected a standby")
         return warnings + _exposure(primary.row("exposure"), primary.rows("replication"), topology)
+
+
+def _follows(hook: ClusterHook, standby: str) -> None:
+    topology = hook.patroni.topology()
+    member, leader = topology.member(standby), topology.leader
+    if member.timeline != leader.timeline:
+        raise FailedForNowError(
+            f"{standby}, whose unfinished hold was released, is on timeline {member.timeline}; the leader "
+            f"{leader.name} on {leader.timeline}"
+        )
 
 
 class _Checks:

@@ -76,8 +76,8 @@ class PutBackOperator(BluegreenOperator):
                 "put_back": True,
                 "checkpoint": checkpoint.public(),
                 "warnings": [
-                    f"{checkpoint.held}, the held member, cannot be read, so only the others were put back into service. "
-                    "When it answers again, run bluegreen_rollback again: it goes on where this one stopped"
+                    f"{checkpoint.held}, the held member, cannot be read, so only the others were put back into "
+                    "service. When it answers again, run bluegreen_rollback again: it goes on where this one stopped"
                 ],
             }
         survey.require(set(checkpoint.members) - down)
