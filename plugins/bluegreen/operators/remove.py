@@ -76,10 +76,9 @@ class RemoveClusterOperator(BluegreenOperator):
                 "patronictl list and show-config",
                 timeout_seconds=PATRONICTL_SECONDS,
             ).sections()
-            gone = remains.get("members", "").strip() == "[]" and remains.get("config", "?").strip() in (
-                "",
-                "null",
-                "{}",
+            config_left = remains.get("config", "?").strip()
+            gone = remains.get("members", "").strip() == "[]" and (
+                config_left in ("", "null", "{}") or config_left.endswith(NO_CONFIG)
             )
         if not gone:
             said = " ".join((result.error + " " + result.output).split())[-300:]
