@@ -98,6 +98,7 @@ class ClusterHook:
         """Return who receives WAL, and how far: from the leader, or from a replica that sends it on.
 
         :raises UnreachableError: when the leader does not answer; who receives from a silent replica is left out.
+        :raises RefusedError: when the role may not see their state, which PostgreSQL gives it as null then.
         """
         leader = topology.leader
         rows = self.sql(leader.name, leader.host, leader.port).rows("replication")
@@ -106,6 +107,11 @@ class ClusterHook:
                 rows += self.sql(member.name, member.host, member.port).rows("replication")
             except UnreachableError as error:
                 log.warning("who receives from %s is not known: %s", member.name, error)
+        if any(row["state"] is None for row in rows):
+            raise RefusedError(
+                f"{leader.name}: pg_stat_replication does not show the role the state of its connections; expected the "
+                "right pg_read_all_stats. Apply include/sql/grants.sql"
+            )
         return rows
 
     def on_each(self, members: Iterable[str], work: Callable[[NodeHook], T]) -> dict[str, T]:
