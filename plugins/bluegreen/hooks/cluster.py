@@ -146,10 +146,7 @@ class ClusterHook:
         Without any Patroni the hosts of the registry's ``patroni:`` are where it looks, and the
         journal found there names the others.
 
-        :param patroni_must_answer: whether Patroni is needed. While there is no checkpoint, every member that answers
-            must then allow changes too: a hold that cannot be ended must not begin.
         :raises UnreachableError: when nothing of the cluster can be read.
-        :raises RefusedError: when Patroni does not allow a change.
         """
         topology: Topology | None = None
         try:
@@ -174,8 +171,6 @@ class ClusterHook:
             if missing:
                 self._read(survey, missing)
                 self._find_checkpoint(survey)
-        if patroni_must_answer and topology is not None and checkpoint is None:
-            self._require_access(topology)
         if topology is None and not survey.states:
             raise UnreachableError(
                 f"nothing of cluster {self.cluster.name!r} can be read, neither Patroni nor a node: "
@@ -183,7 +178,11 @@ class ClusterHook:
             )
         return survey
 
-    def _require_access(self, topology: Topology) -> None:
+    def require_access(self, topology: Topology) -> None:
+        """Prove that every Patroni that answers also allows changes: a hold that cannot be ended must not begin.
+
+        :raises RefusedError: when one does not.
+        """
         for member in topology.members:
             try:
                 self.patroni.require_access(member.api_url)

@@ -95,6 +95,8 @@ class PlanRollbackOperator(BluegreenOperator):
         _members_down(survey, checkpoint, down)
         members = sorted(set(checkpoint.members) - down)
         survey.require(members)
+        if survey.topology is not None and not checkpoint.past_no_return:
+            hook.require_access(survey.topology)
         self._deployment_is_over(context, checkpoint)
         warnings = hook.lock(
             owner_of(context, "rollback"),

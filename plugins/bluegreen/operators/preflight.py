@@ -84,6 +84,8 @@ class CheckpointPreflightOperator(BluegreenOperator):
             f"{standby.name} can be held: it streams, on timeline {standby.timeline}, not the only synchronous"
         )
         survey.require(member.name for member in topology.members)
+        hook.require_access(topology)
+        checks.passed("Patroni's REST API allows changes on every member")
         _nodes(hook, survey, topology, standby.name, checks)
         warnings += hook.lock(
             owner,
