@@ -352,13 +352,19 @@ def waldump(
     )
 
 
-def remove_cluster(patronictl: str, config: str, scope: str) -> str:
-    """Remove a cluster from the DCS; the answers are those that ``patronictl remove`` asks for (hazard H4)."""
+def remove_cluster(patronictl: str, config: str, scope: str, *, leader: str = "") -> str:
+    """Remove a cluster from the DCS; the answers are those that ``patronictl remove`` asks for (hazard H4).
+
+    :param leader: the name in the leader's key, which it asks for while there is one.
+    """
     return script(
-        '"$patronictl" -c "$config" remove "$scope" <<BLUEGREEN_END\n$scope\nYes I am aware\nBLUEGREEN_END\n',
+        '"$patronictl" -c "$config" remove "$scope" <<BLUEGREEN_END\n$scope\nYes I am aware\n'
+        + ("$leader\n" if leader else "")
+        + "BLUEGREEN_END\n",
         patronictl=patronictl,
         config=config,
         scope=scope,
+        leader=leader,
     )
 
 

@@ -710,6 +710,16 @@ def test_removing_a_cluster_answers_what_patronictl_asks(here: Path, scope: str)
     assert not list(here.rglob("executed"))
 
 
+def test_where_a_leaders_key_is_left_its_name_is_answered_too(here: Path) -> None:
+    program(here / "bin", "patronictl", RECORD)
+    ok(
+        shell.remove_cluster(str(here / "bin" / "patronictl"), "/etc/patroni.yml", "demo", leader="n$1"),
+        cwd=here,
+        env={"RECORD": str(here / "r")},
+    )
+    assert Recorded(here).input == "demo\nYes I am aware\nn$1\n"
+
+
 def test_what_is_left_of_a_cluster_is_read_also_where_there_is_no_configuration(here: Path) -> None:
     fails = "AttributeError: 'NoneType' object has no attribute 'data'"
     body = f"""case "$*" in *json*) echo '[]';; *) echo "{fails}" >&2; exit 1;; esac"""

@@ -68,6 +68,9 @@ class PutBackOperator(BluegreenOperator):
             return {"put_back": False, "checkpoint": checkpoint.public(), "locked_out": True}
         down = set(checkpoint.hosts_down)
         others = [name for name in checkpoint.others if name not in down]
+        unread = set(checkpoint.members) - down - set(survey.states)
+        if unread and not any(state.aside for state in survey.states.values()) and _all_run(survey, unread):
+            return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
         if others and checkpoint.held not in survey.states and checkpoint.phase is Phase.STOPPING:
             # Recovery is written into every journal before it begins, so nothing was promoted there.
             survey.require(others)
@@ -109,6 +112,14 @@ class PutBackOperator(BluegreenOperator):
         hook.on_each([name for name in members if name not in (first, checkpoint.held)], start_patroni)
         hook.on_each([name for name in members if name == checkpoint.held and name != first], start_patroni)
         wait_until(partial(_in_service, hook, checkpoint.held), seconds=SERVICE_SECONDS, every_seconds=0.5)
+
+
+def _all_run(survey: Survey, members: set[str]) -> bool:
+    """Tell whether Patroni knows one leader and calls these members running."""
+    topology = survey.topology
+    if topology is None or not _has_leader(topology):
+        return False
+    return members <= {member.name for member in topology.members if member.is_running}
 
 
 def _has_leader(topology: Any) -> bool:

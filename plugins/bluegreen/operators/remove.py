@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from bluegreen import shell
@@ -14,6 +15,7 @@ from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+ASKS_FOR_LEADER = "specify the leader name"
 UNINITIALIZED = "(uninitialized)"
 NO_CONFIG = "AttributeError: 'NoneType' object has no attribute 'data'"
 PATRONICTL_SECONDS = 60
@@ -63,6 +65,14 @@ class RemoveClusterOperator(BluegreenOperator):
             shell.remove_cluster(held.commands.patronictl, config, checkpoint.scope),
             timeout_seconds=PATRONICTL_SECONDS,
         )
+        if ASKS_FOR_LEADER in result.output + result.error:
+            # A leader that was killed leaves its key behind until the ttl ends; that nobody runs is proven above.
+            leader = self._leader_key(held, config, checkpoint.scope)
+            self.log.info("the leader's key of %s is still there, though no Patroni runs; it goes too", leader)
+            result = held.run(
+                shell.remove_cluster(held.commands.patronictl, config, checkpoint.scope, leader=leader),
+                timeout_seconds=PATRONICTL_SECONDS,
+            )
         after = held.done(
             shell.list_cluster(held.commands.patronictl, config, checkpoint.scope),
             "patronictl list",
@@ -86,3 +96,18 @@ class RemoveClusterOperator(BluegreenOperator):
                 f"the DCS still holds {checkpoint.scope!r} after patronictl remove on {held.where}; it said: {said}"
             )
         return {"removed": True}
+
+    def _leader_key(self, held: NodeHook, config: str, scope: str) -> str:
+        remains = held.done(
+            shell.remains_of_cluster(held.commands.patronictl, config, scope),
+            "patronictl list",
+            timeout_seconds=PATRONICTL_SECONDS,
+        ).sections()
+        try:
+            members = json.loads(remains.get("members", ""))
+            return next(str(one["Member"]) for one in members if "leader" in str(one["Role"]).lower())
+        except (ValueError, TypeError, KeyError, StopIteration):
+            raise FailedForNowError(
+                f"patronictl on {held.where} asks for the leader's name, but lists none; expected one or neither. "
+                "Its key ends by itself after Patroni's ttl: try again then"
+            ) from None
