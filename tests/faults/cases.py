@@ -79,11 +79,10 @@ WHOLE = frozenset(
 )
 SPREAD = {
     "checkpoint-hold-during-task_killed",
-    "checkpoint-mark-during-etcd_stopped",
     "resume-release-during-task_killed",
     "rollback-recover-during-task_killed",
     "rollback-recover-before-pg_ctl_fails_on_held",
-    "rollback-remove_cluster-during-etcd_stopped",
+    "rollback-stop-before-ssh_refused_on_leader",
     "rollback-rejoin-during-ssh_cut_on_third",
 }
 
@@ -121,9 +120,10 @@ def _cases() -> Iterator[Case]:
     yield Case(rollback, "start_leader", "before", "host_key_changed", damage.host_key_changed, "held")
 
     # programs
-    for step, name, member in (("recover", "pg_ctl", "held"), ("recover", "pg_controldata", "held")):
-        yield Case(rollback, step, "before", f"{name}_fails", damage.program(name, fails), member)
-    yield Case(rollback, "recover", "before", "pg_ctl_hangs", damage.program("pg_ctl", hangs), "held")
+    # Patroni calls pg_ctl too, to promote and to reload, and pg_controldata
+    starts = 'case " $* " in *" start "*) '
+    yield Case(rollback, "recover", "before", "pg_ctl_fails", damage.program("pg_ctl", f"{starts}{fails};; esac"))
+    yield Case(rollback, "recover", "before", "pg_ctl_hangs", damage.program("pg_ctl", f"{starts}{hangs};; esac"))
     yield Case(rollback, "recover", "before", "pg_waldump_fails", damage.program("pg_waldump", fails), "held")
     yield Case(rollback, "rejoin", "before", "pg_rewind_fails", damage.program("pg_rewind", fails), "third")
     yield Case(

@@ -268,16 +268,22 @@ def _etcd_answers(lab: Lab) -> bool:
 def program(name: str, script: str) -> Callable[[Place], Mend]:
     """A program of the server, or of the lab, that does something else: its file is covered by another one.
 
+    All members have the same file, so a program that Patroni needs may only fail where bluegreen calls it.
+
     :param name: of the program, or `patronictl`, or `ctl`, the lab's own command.
+    :param script: goes before the real program, which is called where the script does not end.
     """
 
     def cover(place: Place) -> Mend:
         info = place.lab.info
         path = Path(info[name]) if name in info else Path(info["bin_dir"]) / name
-        fake = place.folder / name
-        fake.write_text(f"#!/bin/sh\n{script}\n")
+        fake, real = place.folder / name, place.folder / "real"
+        real.write_bytes(path.read_bytes())
+        real.chmod(0o755)
+        for folder in (place.folder, *list(place.folder.parents)[:2]):
+            folder.chmod(0o755)
+        fake.write_text(f'#!/bin/sh\n{script}\nexec {real} "$@"\n')
         fake.chmod(0o755)
-        place.folder.chmod(0o755)
         subprocess.run(["mount", "--bind", fake, path], check=True)
         return lambda: _uncover(path)
 

@@ -45,7 +45,7 @@ class PutBackOperator(BluegreenOperator):
     def __init__(self, *, after: Sequence[str], **kwargs: Any) -> None:
         kwargs.setdefault("trigger_rule", "all_done")
         # A member that cannot be reached may be back in a moment, and the cluster serves nobody meanwhile.
-        kwargs.setdefault("retries", 5)
+        kwargs.setdefault("retries", 3)
         kwargs.setdefault("retry_delay", timedelta(seconds=5))
         super().__init__(**kwargs)
         self.after = tuple(after)
