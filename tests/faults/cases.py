@@ -81,7 +81,7 @@ SPREAD = {
     "checkpoint-hold-during-task_killed",
     "resume-release-during-task_killed",
     "rollback-recover-during-task_killed",
-    "rollback-recover-before-pg_ctl_fails_on_held",
+    "rollback-plan-before-patroni_killed_on_leader",
     "rollback-stop-before-ssh_refused_on_leader",
     "rollback-rejoin-during-ssh_cut_on_third",
 }
