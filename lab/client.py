@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+TRIGGER_TRIES = 5
 TERMINAL = frozenset({"success", "failed"})
 
 
@@ -39,9 +40,15 @@ class AirflowClient:
     def trigger(self, dag_id: str, conf: dict[str, Any], run_id: str | None = None) -> str:
         """Start a run and return its id."""
         run_id = run_id or f"{dag_id.removeprefix('bluegreen_')}_{uuid.uuid4().hex[:10]}"
-        answer = self.request(
-            "POST", f"dags/{dag_id}/dagRuns", {"dag_run_id": run_id, "conf": conf, "logical_date": None}
-        )
+        body = {"dag_run_id": run_id, "conf": conf, "logical_date": None}
+        for attempt in range(TRIGGER_TRIES):
+            answer = self.request("POST", f"dags/{dag_id}/dagRuns", body)
+            if attempt and answer.status_code == 409:
+                return run_id
+            # an Airflow that starts keeps its SQLite database locked for seconds; the id makes a second try safe
+            if answer.status_code < 500:
+                break
+            time.sleep(1)
         if answer.status_code != 200:
             raise RuntimeError(f"{dag_id} was not triggered: {answer.status_code} {answer.text[:500]}")
         return run_id
