@@ -179,12 +179,17 @@ def _wait_supervisor(supervisor: Supervisor, timeout: float = 10) -> None:
         time.sleep(0.05)
 
 
+def etcd_answers(dcs: str) -> bool:
+    """Whether the DCS at this host and port is healthy."""
+    try:
+        return httpx.get(f"http://{dcs}/health", timeout=2, trust_env=False).json().get("health") == "true"
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
 def _wait_etcd(settings: Settings, timeout: float = 20) -> None:
     deadline = time.monotonic() + timeout
-    while True:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"http://{settings.dcs}/health", timeout=2, trust_env=False).json().get("health") == "true":
-                return
+    while not etcd_answers(settings.dcs):
         if time.monotonic() > deadline:
             raise LabError(f"etcd does not answer on {settings.dcs}; its log is {settings.directory}/log/etcd.log")
         time.sleep(0.05)

@@ -376,12 +376,16 @@ def list_cluster(patronictl: str, config: str, scope: str) -> str:
 def remains_of_cluster(patronictl: str, config: str, scope: str) -> str:
     """Print what the DCS holds of a cluster without a table: its members as JSON, its dynamic configuration.
 
-    Where there is no configuration, ``show-config`` of Patroni 3.0 fails over ``None``; what it says is printed too.
+    Where there is no configuration, ``show-config`` of Patroni 3.0 fails over ``None``: what it says is printed too,
+    and its status.
     """
     return script(
         """
 "$patronictl" -c "$config" list -f json "$scope" | section members
-("$patronictl" -c "$config" show-config "$scope" 2>&1 || true) | tail -n 5 | section config
+status=0
+said=$("$patronictl" -c "$config" show-config "$scope" 2>&1) || status=$?
+printf '%s\\n' "$said" | tail -n 5 | section config
+echo "$status" | section status
 """,
         patronictl=patronictl,
         config=config,

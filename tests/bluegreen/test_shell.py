@@ -728,6 +728,7 @@ def test_what_is_left_of_a_cluster_is_read_also_where_there_is_no_configuration(
     found = ok(script, cwd=here).sections()
     assert found["members"].strip() == "[]"
     assert found["config"].strip() == fails
+    assert found["status"].strip() == "1"
 
 
 PG_CTL = """

@@ -209,48 +209,16 @@ class Verdict(AssertionError):
     """The cluster is not as it should be."""
 
 
-def verdict(
-    lab: Lab,
-    *,
-    before: Picture,
-    rows: Contents,
-    leader: str | None = None,
-    timeline: int | None = None,
-    after_xid: int | None = None,
-    held: str | None = None,
-    held_rows: Contents | None = None,
-    held_streams: bool = True,
-    held_leftovers: frozenset[str] = frozenset(),
-    seconds: float = 45,
-) -> Picture:
+def verdict(lab: Lab, *, before: Picture, rows: Contents, seconds: float = 45, **expected: Any) -> Picture:
     """Raise unless the whole cluster is as expected; return its picture.
 
-    :param before: the fresh cluster: YAML files, dynamic configuration and server files must be those again.
-    :param rows: what every member must have.
-    :param leader: who must lead; None for anybody but the held one.
-    :param timeline: the number that must be current.
-    :param after_xid: the transaction after which the current timeline must have begun.
-    :param held: the member that must be held; None when nothing may be left of a checkpoint.
-    :param held_rows: what the held member must have; by default what the fresh cluster had.
-    :param held_streams: whether the held member must be receiving.
-    :param held_leftovers: what lies there beside journal, runbook and original.
+    :param expected: as in `picture_faults`.
     :param seconds: how long replicas have time to catch up.
     """
     deadline = time.monotonic() + seconds
     while True:
         picture = look(lab)
-        faults = picture_faults(
-            picture,
-            before,
-            rows,
-            leader=leader,
-            timeline=timeline,
-            after_xid=after_xid,
-            held=held,
-            held_rows=held_rows,
-            held_streams=held_streams,
-            held_leftovers=held_leftovers,
-        )
+        faults = picture_faults(picture, before, rows, **expected)
         if not faults:
             return picture
         if time.monotonic() > deadline:
@@ -271,7 +239,18 @@ def picture_faults(
     held_streams: bool = True,
     held_leftovers: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """Everything in a picture that is not as expected; the parameters are those of `verdict`."""
+    """Everything in a picture that is not as expected.
+
+    :param before: the fresh cluster: YAML files, dynamic configuration and server files must be those again.
+    :param rows: what every member must have.
+    :param leader: who must lead; None for anybody but the held one.
+    :param timeline: the number that must be current.
+    :param after_xid: the transaction after which the current timeline must have begun.
+    :param held: the member that must be held; None when nothing may be left of a checkpoint.
+    :param held_rows: what the held member must have; by default what the fresh cluster had.
+    :param held_streams: whether the held member must be receiving.
+    :param held_leftovers: what lies there beside journal, runbook and original.
+    """
     faults = [f"{name}: {one.error}" for name, one in picture.members.items() if one.error]
     if picture.leader is None or picture.leader == held or (leader and picture.leader != leader):
         return [*faults, f"the leader is {picture.leader}, expected {leader or f'one that is not {held}'}"]

@@ -41,7 +41,7 @@ class Case:
     """One fault at one point of one operation.
 
     :param member: `held`, `leader` or `third`, as they are before the operation.
-    :param fault: breaks something.
+    :param fault: breaks something; its name is the case's, unless the case is called otherwise.
     :param prepare: done before the operation begins.
     :param conf: more of the operation's params.
     :param lost: the fault makes the checkpoint worthless: the operation must refuse for good, and say so.
@@ -51,13 +51,18 @@ class Case:
     operation: str
     task: str
     moment: str
-    name: str
     fault: Callable[[Place], Mend]
     member: str = "held"
+    called: str = ""
     prepare: tuple[Callable[[Place], Mend], ...] = ()
     conf: dict[str, Any] = field(default_factory=dict)
     lost: bool = False
     mend_after: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What breaks."""
+        return self.called or self.fault.__name__
 
     @property
     def id(self) -> str:
@@ -92,132 +97,137 @@ def _killed() -> Iterator[Case]:
         for step in steps:
             for moment in ("before", "during", "after"):
                 if moment != "during" or step in DURING[operation]:
-                    yield Case(operation, step, moment, "task_killed", damage.kill_task)
+                    yield Case(operation, step, moment, damage.task_killed)
 
 
 def _cases() -> Iterator[Case]:
-    """The rest: (operation, step, moment, what, on whom)."""
+    """The rest."""
     checkpoint, resume, rollback = "checkpoint", "resume", "rollback"
-    fails, hangs = "echo broken >&2; exit 1", "sleep 600"
+    places: dict[Callable[[Place], Mend], list[tuple[str, str, str, str]]] = {
+        damage.ssh_refused: [
+            (checkpoint, "hold", "before", "held"),
+            (checkpoint, "mark", "before", "held"),
+            (checkpoint, "record", "before", "held"),
+            (resume, "release", "before", "held"),
+            (rollback, "stop", "before", "held"),
+            (rollback, "stop", "before", "leader"),
+            (rollback, "recover", "before", "held"),
+            (rollback, "remove_cluster", "before", "held"),
+            (rollback, "start_leader", "before", "held"),
+            (rollback, "rejoin", "before", "third"),
+        ],
+        damage.ssh_cut: [
+            (checkpoint, "hold", "during", "held"),
+            (rollback, "stop", "during", "leader"),
+            (rollback, "recover", "during", "held"),
+            (rollback, "rejoin", "during", "third"),
+        ],
+        damage.ssh_hangs: [
+            (checkpoint, "hold", "before", "held"),
+            (resume, "close", "before", "third"),
+            (rollback, "recover", "before", "held"),
+        ],
+        damage.host_key_changed: [
+            (checkpoint, "record", "before", "held"),
+            (rollback, "stop", "before", "leader"),
+            (rollback, "start_leader", "before", "held"),
+        ],
+        # Patroni calls pg_ctl too, to promote and to reload
+        damage.program("pg_ctl", "fails", only="start"): [(rollback, "recover", "before", "held")],
+        damage.program("pg_ctl", "hangs", only="start"): [(rollback, "recover", "before", "held")],
+        damage.program("pg_waldump", "fails"): [(rollback, "recover", "before", "held")],
+        damage.program("pg_rewind", "fails"): [(rollback, "rejoin", "before", "third")],
+        damage.program("patronictl", "fails"): [(rollback, "remove_cluster", "before", "held")],
+        damage.program("patronictl", "hangs"): [(rollback, "remove_cluster", "before", "held")],
+        damage.program("ctl", "fails"): [
+            (rollback, "stop", "before", "leader"),
+            (rollback, "start_leader", "before", "held"),
+        ],
+        damage.patroni_killed: [
+            (checkpoint, "hold", "before", "leader"),
+            (checkpoint, "hold", "during", "held"),
+            (checkpoint, "mark", "before", "leader"),
+            (checkpoint, "record", "before", "third"),
+            (resume, "release", "before", "leader"),
+            (resume, "release", "during", "held"),
+            (rollback, "plan", "before", "leader"),
+            (rollback, "stop", "before", "held"),
+            (rollback, "close", "before", "held"),
+        ],
+        damage.postgres_killed: [
+            (checkpoint, "mark", "before", "leader"),
+            (checkpoint, "mark", "during", "held"),
+            (resume, "release", "before", "held"),
+            (rollback, "plan", "after", "held"),
+            (rollback, "stop", "before", "leader"),
+            (rollback, "recover", "after", "held"),
+            (rollback, "rejoin", "before", "held"),
+        ],
+        damage.postgres_stopped: [
+            (checkpoint, "mark", "during", "held"),
+            (checkpoint, "mark", "before", "third"),
+        ],
+        damage.member_dead: [
+            (checkpoint, "mark", "before", "leader"),
+            (rollback, "plan", "before", "leader"),
+        ],
+        damage.host_gone: [
+            (rollback, "plan", "before", "leader"),
+            (rollback, "stop", "before", "leader"),
+            (rollback, "rejoin", "before", "leader"),
+        ],
+        damage.etcd_stopped: [
+            (checkpoint, "hold", "before", "held"),
+            (checkpoint, "mark", "during", "held"),
+            (checkpoint, "record", "before", "held"),
+            (resume, "release", "before", "held"),
+            (resume, "close", "before", "held"),
+            (rollback, "plan", "before", "held"),
+            (rollback, "recover", "before", "held"),
+            (rollback, "remove_cluster", "before", "held"),
+            (rollback, "remove_cluster", "during", "held"),
+            (rollback, "start_leader", "before", "held"),
+            (rollback, "rejoin", "before", "held"),
+        ],
+        damage.auto_conf_strange: [(rollback, "recover", "before", "held")],
+        damage.person_starts_patroni: [
+            (rollback, "recover", "before", "leader"),
+            (rollback, "remove_cluster", "before", "leader"),
+            (rollback, "start_leader", "before", "third"),
+            (rollback, "start_leader", "before", "leader"),
+        ],
+        damage.person_restores_yaml: [
+            (rollback, "recover", "before", "leader"),
+            (rollback, "remove_cluster", "before", "third"),
+            (rollback, "start_leader", "before", "leader"),
+        ],
+        damage.second_rollback: [(rollback, "recover", "before", "held")],
+        damage.airflow_killed: [
+            (checkpoint, "hold", "during", "held"),
+            (rollback, "recover", "during", "held"),
+            (rollback, "rejoin", "during", "held"),
+        ],
+    }
+    for fault, where in places.items():
+        for operation, step, moment, member in where:
+            yield Case(operation, step, moment, fault, member)
 
-    # SSH
-    for step in ("hold", "mark", "record"):
-        yield Case(checkpoint, step, "before", "ssh_refused", damage.ssh_refused, "held")
-    yield Case(checkpoint, "hold", "during", "ssh_cut", damage.ssh_cut, "held")
-    yield Case(checkpoint, "hold", "before", "ssh_hangs", damage.ssh_hangs, "held")
-    yield Case(checkpoint, "record", "before", "host_key_changed", damage.host_key_changed, "held")
-    yield Case(resume, "release", "before", "ssh_refused", damage.ssh_refused, "held")
-    yield Case(resume, "close", "before", "ssh_hangs", damage.ssh_hangs, "third")
-    for step in ("stop", "recover", "remove_cluster", "start_leader"):
-        yield Case(rollback, step, "before", "ssh_refused", damage.ssh_refused, "held")
-    yield Case(rollback, "stop", "before", "ssh_refused", damage.ssh_refused, "leader")
-    yield Case(rollback, "rejoin", "before", "ssh_refused", damage.ssh_refused, "third")
-    yield Case(rollback, "stop", "during", "ssh_cut", damage.ssh_cut, "leader")
-    yield Case(rollback, "recover", "during", "ssh_cut", damage.ssh_cut, "held")
-    yield Case(rollback, "rejoin", "during", "ssh_cut", damage.ssh_cut, "third")
-    yield Case(rollback, "recover", "before", "ssh_hangs", damage.ssh_hangs, "held")
-    yield Case(rollback, "stop", "before", "host_key_changed", damage.host_key_changed, "leader")
-    yield Case(rollback, "start_leader", "before", "host_key_changed", damage.host_key_changed, "held")
-
-    # programs
-    # Patroni calls pg_ctl too, to promote and to reload, and pg_controldata
-    starts = 'case " $* " in *" start "*) '
-    yield Case(rollback, "recover", "before", "pg_ctl_fails", damage.program("pg_ctl", f"{starts}{fails};; esac"))
-    yield Case(rollback, "recover", "before", "pg_ctl_hangs", damage.program("pg_ctl", f"{starts}{hangs};; esac"))
-    yield Case(rollback, "recover", "before", "pg_waldump_fails", damage.program("pg_waldump", fails), "held")
-    yield Case(rollback, "rejoin", "before", "pg_rewind_fails", damage.program("pg_rewind", fails), "third")
-    yield Case(
-        rollback,
-        "rejoin",
-        "before",
-        "pg_rewind_fails_where_asked_for",
-        damage.program("pg_rewind", fails),
-        "third",
-        conf={"rejoin": "rewind"},
-    )
-    yield Case(rollback, "rejoin", "before", "pg_basebackup_fails", damage.program("pg_basebackup", fails), "third",
-               conf={"rejoin": "reclone"}, mend_after=20)  # fmt: skip
-    yield Case(rollback, "remove_cluster", "before", "patronictl_fails", damage.program("patronictl", fails))
-    yield Case(rollback, "remove_cluster", "before", "patronictl_hangs", damage.program("patronictl", hangs))
-    yield Case(rollback, "stop", "before", "ctl_fails", damage.program("ctl", fails), "leader")
-    yield Case(rollback, "start_leader", "before", "ctl_fails", damage.program("ctl", fails), "held")
-
-    # servers
-    for operation, step, moment, member in (
-        (checkpoint, "hold", "before", "leader"),
-        (checkpoint, "hold", "during", "held"),
-        (checkpoint, "mark", "before", "leader"),
-        (checkpoint, "record", "before", "third"),
-        (resume, "release", "before", "leader"),
-        (resume, "release", "during", "held"),
-        (rollback, "plan", "before", "leader"),
-        (rollback, "stop", "before", "held"),
-        (rollback, "close", "before", "held"),
+    for step, fault in (
+        ("plan", damage.wal_missing),
+        ("recover", damage.wal_missing),
+        ("plan", damage.mark_not_in_wal),
     ):
-        yield Case(operation, step, moment, "patroni_killed", damage.patroni_killed, member)
-    for operation, step, moment, member in (
-        (checkpoint, "mark", "before", "leader"),
-        (checkpoint, "mark", "during", "held"),
-        (resume, "release", "before", "held"),
-        (rollback, "plan", "after", "held"),
-        (rollback, "stop", "before", "leader"),
-        (rollback, "rejoin", "before", "held"),
-    ):
-        yield Case(operation, step, moment, "postgres_killed", damage.postgres_killed, member)
-    yield Case(checkpoint, "mark", "during", "postgres_stopped", damage.postgres_stopped, "held")
-    yield Case(checkpoint, "mark", "before", "postgres_stopped", damage.postgres_stopped, "third")
-    yield Case(rollback, "stop", "before", "postgres_stopped", damage.postgres_stopped, "leader", mend_after=40)
-    yield Case(checkpoint, "mark", "before", "member_dead", damage.member_dead, "leader")
-    yield Case(rollback, "plan", "before", "member_dead", damage.member_dead, "leader")
-    yield Case(rollback, "recover", "before", "member_dead", damage.nothing_runs, "held")
-    yield Case(rollback, "plan", "before", "host_gone", damage.host_gone, "leader")
-    yield Case(rollback, "stop", "before", "host_gone", damage.host_gone, "leader")
-    yield Case(rollback, "rejoin", "before", "host_gone", damage.host_gone, "leader")
-    for hours in (-1, 1):
-        name = "clock_an_hour_behind" if hours < 0 else "clock_an_hour_ahead"
-        yield Case(checkpoint, "hold", "before", name, damage.no_more, "held", prepare=(damage.clock(hours),))
-
-    # the DCS
-    for operation, step, moment in (
-        (checkpoint, "hold", "before"),
-        (checkpoint, "mark", "during"),
-        (checkpoint, "record", "before"),
-        (resume, "release", "before"),
-        (resume, "close", "before"),
-        (rollback, "plan", "before"),
-        (rollback, "recover", "before"),
-        (rollback, "remove_cluster", "before"),
-        (rollback, "remove_cluster", "during"),
-        (rollback, "start_leader", "before"),
-        (rollback, "rejoin", "before"),
-    ):
-        yield Case(operation, step, moment, "etcd_stopped", damage.etcd_stopped)
-
-    # files and disks
-    yield Case(rollback, "plan", "before", "wal_missing", damage.wal_missing, "held", lost=True)
-    yield Case(rollback, "recover", "before", "wal_missing", damage.wal_missing, "held", lost=True)
-    yield Case(rollback, "plan", "before", "mark_not_in_wal", damage.mark_not_in_wal, "held", lost=True)
-    yield Case(rollback, "recover", "before", "auto_conf_strange", damage.auto_conf_strange, "held")
-    yield Case(rollback, "recover", "before", "disk_full", damage.disk_full, "held", prepare=(damage.small_disk,))
-    yield Case(rollback, "plan", "before", "disk_full", damage.disk_full, "held", prepare=(damage.small_disk,))
-    yield Case(checkpoint, "record", "before", "disk_full", damage.disk_full, "held", prepare=(damage.small_disk,))
-
-    # people, and other runs
-    for step, member in (
-        ("recover", "leader"),
-        ("remove_cluster", "leader"),
-        ("start_leader", "third"),
-        ("start_leader", "leader"),
-    ):
-        yield Case(rollback, step, "before", "person_starts_patroni", damage.person_starts_patroni, member)
-    for step, member in (("recover", "leader"), ("remove_cluster", "third"), ("start_leader", "leader")):
-        yield Case(rollback, step, "before", "person_restores_yaml", damage.person_restores_and_starts, member)
-    yield Case(rollback, "recover", "before", "second_rollback", damage.second_rollback)
-
-    # Airflow
-    yield Case(checkpoint, "hold", "during", "airflow_killed", damage.kill_airflow)
-    yield Case(rollback, "recover", "during", "airflow_killed", damage.kill_airflow)
-    yield Case(rollback, "rejoin", "during", "airflow_killed", damage.kill_airflow)
+        yield Case(rollback, step, "before", fault, lost=True)
+    for operation, step in ((rollback, "recover"), (rollback, "plan"), (checkpoint, "record")):
+        yield Case(operation, step, "before", damage.disk_full, prepare=(damage.small_disk,))
+    for hours, called in ((-1, "clock_an_hour_behind"), (1, "clock_an_hour_ahead")):
+        yield Case(checkpoint, "hold", "before", damage.no_more, called=called, prepare=(damage.clock(hours),))
+    yield Case(rollback, "stop", "before", damage.postgres_stopped, "leader", mend_after=40)
+    fails = damage.program("pg_rewind", "fails")
+    called = "pg_rewind_fails_where_asked_for"
+    yield Case(rollback, "rejoin", "before", fails, "third", called=called, conf={"rejoin": "rewind"})
+    fails = damage.program("pg_basebackup", "fails")
+    yield Case(rollback, "rejoin", "before", fails, "third", conf={"rejoin": "reclone"}, mend_after=20)
 
 
 CASES = [*_killed(), *_cases()]

@@ -127,14 +127,18 @@ class Results:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.found: list[dict[str, Any]] = []
+        self._write()
 
     def add(self, one: Result) -> None:
         """Keep one more."""
         self.found.append(asdict(one))
+        self._write()
+
+    def _write(self) -> None:
         self.file.write_text(json.dumps(self.found, indent=1))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def results(run_folder: Path) -> Results:  # noqa: F811
     """What became of the cases."""
     return Results(run_folder / "faults.json")

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 from lab.cluster import Lab
+from lab.lifecycle import etcd_answers
 from lab.standalone import Airflow
 from tests.cluster.scene import Scene, wait_for
 from tests.faults.breakpoints import Breakpoints
@@ -52,7 +52,7 @@ def no_more(place: Place) -> Mend:
     return nothing
 
 
-def kill_task(place: Place) -> Mend:
+def task_killed(place: Place) -> Mend:
     """SIGKILL to the process of the task that stands at the point."""
     pid = place.points.reached()
     assert pid
@@ -60,64 +60,65 @@ def kill_task(place: Place) -> Mend:
     return nothing
 
 
-def kill_airflow(place: Place) -> Mend:
+def airflow_killed(place: Place) -> Mend:
     """SIGKILL to scheduler, triggerer, their workers and the task, at once; then Airflow starts again."""
     pid = place.points.reached()
     assert pid
     assert place.standalone
     group, killed = place.standalone.group(), []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
             if os.getpgid(process.pid) == group or process.pid == pid:
                 killed.append(process)
-    for process in killed:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    _each(killed, psutil.Process.kill)
     psutil.wait_procs(killed, 10)
     place.standalone.start()
     return nothing
 
 
 def _session_processes(place: Place) -> list[psutil.Process]:
-    """The member's SSH server and all that came of it."""
+    """The member's SSH server and its sessions, without what runs in them."""
     pid = place.lab.supervisor.program(f"sshd-{place.member}").pid
     assert pid
     head = psutil.Process(pid)
-    return [head, *head.children(recursive=True)]
+    found = [head]
+    for process in head.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "sshd" in process.name():
+                found.append(process)
+    return found
+
+
+def _each(processes: list[psutil.Process], do: Callable[[psutil.Process], None]) -> None:
+    """Do it to those that are still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            do(process)
+
+
+def _suspended(processes: list[psutil.Process]) -> Mend:
+    """Send SIGSTOP to all; mending sends SIGCONT."""
+    _each(processes, psutil.Process.suspend)
+    return lambda: _each(processes, psutil.Process.resume)
 
 
 def ssh_refused(place: Place) -> Mend:
     """The member's SSH server is gone, with all sessions."""
     sessions = _session_processes(place)[1:]
     place.lab.supervisor.stop(f"sshd-{place.member}")
-    for process in sessions:
-        with contextlib.suppress(psutil.Error):
-            if "sshd" in process.name():
-                process.kill()
+    _each(sessions, psutil.Process.kill)
     return lambda: place.lab.supervisor.start(f"sshd-{place.member}")
 
 
 def ssh_cut(place: Place) -> Mend:
     """The member's SSH sessions are cut; new ones are possible."""
-    for process in _session_processes(place)[1:]:
-        with contextlib.suppress(psutil.Error):
-            if "sshd" in process.name():
-                process.kill()
+    _each(_session_processes(place)[1:], psutil.Process.kill)
     return nothing
 
 
 def ssh_hangs(place: Place) -> Mend:
     """The member's SSH server takes connections and says nothing, nor do its sessions."""
-    stopped = [process for process in _session_processes(place) if "sshd" in process.name()]
-    for process in stopped:
-        process.suspend()
-
-    def mend() -> None:
-        for process in stopped:
-            with contextlib.suppress(psutil.Error):
-                process.resume()
-
-    return mend
+    return _suspended(_session_processes(place))
 
 
 def host_key_changed(place: Place) -> Mend:
@@ -167,12 +168,6 @@ def member_dead(place: Place) -> Mend:
     return lambda: _start_unless_aside(place)
 
 
-def nothing_runs(place: Place) -> Mend:
-    """Whatever of PostgreSQL runs on the member gets SIGKILL, also outside Patroni."""
-    postgres_killed(place)
-    return nothing
-
-
 def host_gone(place: Place) -> Mend:
     """Nothing of the member's host answers: no SSH, no Patroni, no PostgreSQL."""
     mend_ssh, mend_member = ssh_refused(place), member_dead(place)
@@ -192,23 +187,16 @@ def clock(hours: int) -> Callable[[Place], Mend]:
         if library is None:
             pytest.skip("needs Debian's package faketime")
         lab, patroni = place.lab, Path(place.lab.info["patronictl"]).with_name("patroni")
-        real, fake = place.folder / "real", place.folder / "fake"
-        real.write_bytes(patroni.read_bytes())
         environment = f"LD_PRELOAD={library} FAKETIME={hours:+d}h FAKETIME_DONT_FAKE_MONOTONIC=1"
-        fake.write_text(f'#!/bin/sh\nexec env {environment} {patroni.with_name("python")} {real} "$@"\n')
-        for path in (real, fake):
-            path.chmod(0o755)
-        for folder in (place.folder, *list(place.folder.parents)[:2]):
-            folder.chmod(0o755)
         lab.stop_patroni(place.member)
-        subprocess.run(["mount", "--bind", fake, patroni], check=True)
+        uncover = _covered(place, patroni, "", f"env {environment} {patroni.with_name('python')}")
         try:
             lab.start_patroni(place.member)
             lab.wait_healthy(60)
             seen = lab.value(place.member, "select round(extract(epoch from clock_timestamp()) / 3600)")
             assert abs(float(seen) - time.time() / 3600 - hours) <= 1, f"the clock was not turned: {seen}"
         finally:
-            subprocess.run(["umount", "-l", patroni], check=True)
+            uncover()
         return nothing
 
     turn.__doc__ = f"The member's clock is {hours:+d} h off."
@@ -230,16 +218,7 @@ def postgres_stopped(place: Place) -> Mend:
     """SIGSTOP to the member's server: it holds its port and answers nothing."""
     pid = place.lab.postmaster(place.member)
     assert pid
-    stopped = [psutil.Process(pid), *psutil.Process(pid).children()]
-    for process in stopped:
-        process.suspend()
-
-    def mend() -> None:
-        for process in stopped:
-            with contextlib.suppress(psutil.Error):
-                process.resume()
-
-    return mend
+    return _suspended([psutil.Process(pid), *psutil.Process(pid).children()])
 
 
 def _start_unless_aside(place: Place) -> None:
@@ -253,51 +232,52 @@ def etcd_stopped(place: Place) -> Mend:
 
     def mend() -> None:
         place.lab.supervisor.start("etcd")
-        wait_for("etcd answers", lambda: _etcd_answers(place.lab), 30)
+        wait_for("etcd answers", lambda: etcd_answers(place.lab.info["dcs"]), 30)
 
     return mend
 
 
-def _etcd_answers(lab: Lab) -> bool:
-    try:
-        return httpx.get(f"http://{lab.info['dcs']}/health", timeout=2, trust_env=False).json()["health"] == "true"
-    except (httpx.HTTPError, KeyError, ValueError):
-        return False
-
-
-def program(name: str, script: str) -> Callable[[Place], Mend]:
-    """A program of the server, or of the lab, that does something else: its file is covered by another one.
+def program(name: str, how: str, *, only: str = "") -> Callable[[Place], Mend]:
+    """A program of the server, or of the lab, that `fails` or `hangs`.
 
     All members have the same file, so a program that Patroni needs may only fail where bluegreen calls it.
 
     :param name: of the program, or `patronictl`, or `ctl`, the lab's own command.
-    :param script: goes before the real program, which is called where the script does not end.
+    :param only: a word of the command line without which the program does what it should.
     """
+    broken = {"fails": "echo broken >&2; exit 1", "hangs": "sleep 600"}[how]
 
     def cover(place: Place) -> Mend:
         info = place.lab.info
         path = Path(info[name]) if name in info else Path(info["bin_dir"]) / name
-        fake, real = place.folder / name, place.folder / "real"
-        real.write_bytes(path.read_bytes())
-        real.chmod(0o755)
-        for folder in (place.folder, *list(place.folder.parents)[:2]):
-            folder.chmod(0o755)
-        fake.write_text(f'#!/bin/sh\n{script}\nexec {real} "$@"\n')
-        fake.chmod(0o755)
-        subprocess.run(["mount", "--bind", fake, path], check=True)
-        return lambda: _uncover(path)
+        uncover = _covered(place, path, f'case " $* " in *" {only} "*) {broken};; esac' if only else broken)
 
-    cover.__doc__ = f"{name} does: {script}"
+        def mend() -> None:
+            # one that hangs keeps its file busy, so its processes end first
+            for process in psutil.process_iter(["cmdline"]):
+                if str(path) in " ".join(process.info["cmdline"] or []):
+                    _each([process], psutil.Process.kill)
+            uncover()
+
+        return mend
+
+    cover.__name__ = f"{name}_{how}"
     return cover
 
 
-def _uncover(path: Path) -> None:
-    # a program that hangs keeps its file busy, so its processes end first
-    for process in psutil.process_iter(["cmdline"]):
-        if str(path) in " ".join(process.info["cmdline"] or []):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-    subprocess.run(["umount", "-l", path], check=True)
+def _covered(place: Place, path: Path, first: str, interpreter: str = "") -> Mend:
+    """Have another file in a program's place, which does something first and then what the program does.
+
+    :param first: lines of a shell script.
+    :param interpreter: what the program is run with.
+    """
+    fake, real = place.folder / "fake", place.folder / "real"
+    real.write_bytes(path.read_bytes())
+    fake.write_text(f'#!/bin/sh\n{first}\nexec {interpreter} {real} "$@"\n')
+    for entry in (fake, real, place.folder, *list(place.folder.parents)[:2]):
+        entry.chmod(0o755)
+    subprocess.run(["mount", "--bind", fake, path], check=True)
+    return lambda: subprocess.run(["umount", "-l", path], check=True) and None
 
 
 def wal_missing(place: Place) -> Mend:
@@ -328,7 +308,7 @@ def _try_start(place: Place) -> None:
     subprocess.run([place.lab.info["ctl"], "start", place.member], capture_output=True, timeout=30, check=False)
 
 
-def person_restores_and_starts(place: Place) -> Mend:
+def person_restores_yaml(place: Place) -> Mend:
     """A person copies the YAML that was set aside back into its place and starts Patroni with it."""
     path = place.lab.nodes[place.member].patroni_config
     aside = path.with_name(path.name + ".bluegreen-aside")

@@ -9,16 +9,16 @@ from typing import Any
 
 import httpx
 import psycopg
-from tests.cluster.scene import Scene
+from tests.cluster.scene import LOCK, Scene
 from tests.cluster.verdict import Contents, Picture, look, picture_faults
+
+from bluegreen.checkpoint import Phase
 
 SUCCESS = {"checkpoint": "held", "resume": "resumed", "rollback": "rolled_back"}
 SETTLE_SECONDS = 60
 # a journal that says so will not change by itself
-UNFINISHED = {"holding", "releasing", "stopping", "recovering", "promoted", "taken_over"}
+UNFINISHED = set(Phase) - {Phase.HELD}
 UNFINISHED_SECONDS = 15
-# the next run takes away what a run that has ended could not give back
-LEFT_LOCK = ".bluegreen-lock"
 
 
 @dataclass
@@ -82,8 +82,9 @@ def settle(expected: Expectation, seconds: float = SETTLE_SECONDS, wanted: str =
         except (OSError, httpx.HTTPError, psycopg.Error, KeyError, ValueError) as error:
             lacks = {"before": [f"cannot be looked at: {error}"], "after": [f"cannot be looked at: {error}"]}
         else:
+            # the next run takes away what a run that has ended could not give back
             for one in picture.members.values():
-                one.leftovers -= {LEFT_LOCK}
+                one.leftovers -= {LOCK}
             for name, faults in (("before", expected.before), ("after", expected.after)):
                 lacks[name] = faults(picture)
                 if not lacks[name] and wanted in ("", name):

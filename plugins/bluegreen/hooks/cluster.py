@@ -178,12 +178,14 @@ class ClusterHook:
             )
         return survey
 
-    def require_access(self, topology: Topology) -> None:
+    def require_access(self, topology: Topology, members: Iterable[str]) -> None:
         """Prove that every Patroni that answers also allows changes: a hold that cannot be ended must not begin.
 
+        :param members: whom to ask; a host that is down would only cost its time-out.
         :raises RefusedError: when one does not.
         """
-        for member in topology.members:
+        wanted = set(members)
+        for member in (known for known in topology.members if known.name in wanted):
             try:
                 self.patroni.require_access(member.api_url)
             except FailedForNowError as error:
@@ -331,6 +333,13 @@ class ClusterHook:
                 other = parse_owner(state.lock, where=where)
                 if not other.is_same_run(owner):
                     yield name, other
+
+    def holds_lock(self, owner: Owner, states: Mapping[str, NodeState]) -> bool:
+        """Tell whether a run holds the lock on some of the members and nobody else does on any.
+
+        :raises LockedError: when a lock cannot be read.
+        """
+        return any(state.lock is not None for state in states.values()) and not any(self._other_owners(owner, states))
 
     def refuse_foreign_lock(self, owner: Owner, states: Mapping[str, NodeState]) -> None:
         """Refuse to act when another run holds the lock on one of the members, as a run does whose lock was broken.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,36 @@ def survey_as_owner(hook: ClusterHook, context: Context, *, patroni_must_answer:
     survey = hook.survey(patroni_must_answer=patroni_must_answer)
     hook.refuse_foreign_lock(owner_of(context, ""), survey.states)
     return survey
+
+
+def lock_cluster(
+    hook: ClusterHook,
+    context: Context,
+    operation: str,
+    survey: Survey,
+    *,
+    held: str,
+    members: Iterable[str],
+    hosts_down: Iterable[str] = (),
+    breaks: str | None = None,
+) -> list[str]:
+    """Take the cluster's lock for this run; the lock of a run that Airflow knows to have ended goes.
+
+    :param operation: what the lock is taken for, as others read it.
+    :param held: the held member, or the one that will be.
+    :param breaks: the run whose lock a person breaks.
+    :return: warnings.
+    :raises LockedError: when another run holds it; says which, who and since when.
+    """
+    return hook.lock(
+        owner_of(context, operation),
+        states=survey.states,
+        held=held,
+        members=members,
+        hosts_down=hosts_down,
+        breaks=breaks,
+        is_finished=lambda other: is_finished(context, other),
+    )
 
 
 def is_finished(context: Context, owner: Owner) -> bool:

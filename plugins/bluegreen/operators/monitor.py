@@ -16,7 +16,7 @@ from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.proof import prove_held
 from bluegreen.lag import lag_problems
-from bluegreen.operators.base import BluegreenOperator, is_finished, owner_of
+from bluegreen.operators.base import BluegreenOperator, is_finished, lock_cluster, owner_of
 from bluegreen.operators.release import find, release
 from bluegreen.topology import Topology
 
@@ -100,19 +100,12 @@ class MonitorClusterOperator(BluegreenOperator):
         checkpoint = survey.checkpoint
         if checkpoint is None or checkpoint.phase is not Phase.HELD:
             return []
-        owner = owner_of(context, "auto_release")
-        hook.lock(
-            owner,
-            states=survey.states,
-            held=checkpoint.held,
-            members=checkpoint.members,
-            is_finished=lambda other: is_finished(context, other),
-        )
+        lock_cluster(hook, context, "auto_release", survey, held=checkpoint.held, members=checkpoint.members)
         try:
             release(hook, survey, find(hook, survey, None))
             remove_journals(hook, checkpoint, set(checkpoint.members))
         finally:
-            hook.unlock(owner, checkpoint.members)
+            hook.unlock(owner_of(context, ""), checkpoint.members)
         return [
             f"RELEASED: the hold of checkpoint {checkpoint.id} on {checkpoint.held} was released, because {why}. "
             "There is no way back to the state before the deployment any more"

@@ -14,7 +14,7 @@ from bluegreen.hooks.node import DataDirectory
 from bluegreen.hooks.proof import look_at_held, prove_identity, prove_wal
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_host_down
-from bluegreen.operators.base import BluegreenOperator, deployment_of, is_finished, is_running, owner_of
+from bluegreen.operators.base import BluegreenOperator, deployment_of, is_running, lock_cluster
 from bluegreen.operators.rejoin import ASKED_FOR, check_how, why_no_rewind, why_rewind
 
 if TYPE_CHECKING:
@@ -96,16 +96,17 @@ class PlanRollbackOperator(BluegreenOperator):
         members = sorted(set(checkpoint.members) - down)
         survey.require(members)
         if survey.topology is not None and not checkpoint.past_no_return:
-            hook.require_access(survey.topology)
+            hook.require_access(survey.topology, members)
         self._deployment_is_over(context, checkpoint)
-        warnings = hook.lock(
-            owner_of(context, "rollback"),
-            states=survey.states,
+        warnings = lock_cluster(
+            hook,
+            context,
+            "rollback",
+            survey,
             held=checkpoint.held,
             members=checkpoint.members,
             hosts_down=down,
             breaks=self.break_lock or None,
-            is_finished=lambda other: is_finished(context, other),
         )
         data = hook.on_each(members, lambda node: node.data_directory(survey.states[node.member].config))
         for name in members:

@@ -15,7 +15,7 @@ from bluegreen.hooks.lag import check_delay
 from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.hooks.postgres import Row
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator, is_finished, owner_of
+from bluegreen.operators.base import BluegreenOperator, is_finished, lock_cluster
 from bluegreen.operators.release import find, release
 from bluegreen.recovery.node_config import NodeConfig
 from bluegreen.recovery.versions import ServerVersion
@@ -57,8 +57,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Run the checks in the order in which a person would want to hear of them."""
         label = check_label(self.checkpoint_label or "")
-        owner = owner_of(context, "checkpoint")
-        checkpoint_id = new_id(context["dag_run"].run_after, owner.run_id)
+        checkpoint_id = new_id(context["dag_run"].run_after, context["dag_run"].run_id)
         warnings: list[str] = []
         survey = hook.survey(patroni_must_answer=True)
         existing = survey.checkpoint
@@ -83,17 +82,12 @@ class CheckpointPreflightOperator(BluegreenOperator):
         checks.passed(
             f"{standby.name} can be held: it streams, on timeline {standby.timeline}, not the only synchronous"
         )
-        survey.require(member.name for member in topology.members)
-        hook.require_access(topology)
+        members = [member.name for member in topology.members]
+        survey.require(members)
+        hook.require_access(topology, members)
         checks.passed("Patroni's REST API allows changes on every member")
         _nodes(hook, survey, topology, standby.name, checks)
-        warnings += hook.lock(
-            owner,
-            states=survey.states,
-            held=standby.name,
-            members=[member.name for member in topology.members],
-            is_finished=lambda other: is_finished(context, other),
-        )
+        warnings += lock_cluster(hook, context, "checkpoint", survey, held=standby.name, members=members)
         checks.passed("no other run works on this cluster; locked")
         warnings += self._servers(hook, survey, topology, leader, standby, checks)
         if not failover_candidates(topology, standby.name):
@@ -112,13 +106,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
 
     def _clear_away(self, hook: ClusterHook, survey: Survey, unfinished: Checkpoint, context: Context) -> list[str]:
         """Release what an earlier run held and could not undo: it never became a checkpoint, or was given up."""
-        warnings = hook.lock(
-            owner_of(context, "checkpoint"),
-            states=survey.states,
-            held=unfinished.held,
-            members=unfinished.members,
-            is_finished=lambda other: is_finished(context, other),
-        )
+        warnings = lock_cluster(hook, context, "checkpoint", survey, held=unfinished.held, members=unfinished.members)
         warnings += release(hook, survey, find(hook, survey, None))
         remove_journals(hook, unfinished, set(unfinished.members))
         wait_until(partial(_follows, hook, unfinished.held), seconds=FOLLOWS_SECONDS, every_seconds=1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowSkipException
 
 from bluegreen import shell
-from bluegreen.checkpoint import Checkpoint, Phase, parse_owner
+from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.leadership import start_patroni
@@ -54,22 +54,21 @@ class PutBackOperator(BluegreenOperator):
         """Look where the rollback stopped; undo, start, prove."""
         if not set(task_states(context, self.after).values()) & {"failed", "upstream_failed"}:
             raise AirflowSkipException("nothing failed, so nothing is put back")
-        owner = owner_of(context, "rollback")
         survey = hook.survey()
         checkpoint = survey.checkpoint
         if checkpoint is None:
             raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing is put back")
         if checkpoint.past_no_return:
             return {"put_back": False, "checkpoint": checkpoint.public()}
-        if checkpoint.phase is Phase.HELD and not any(state.aside for state in survey.states.values()):
+        some_aside = any(state.aside for state in survey.states.values())
+        if checkpoint.phase is Phase.HELD and not some_aside:
             return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
-        locks = {name: state.lock for name, state in survey.states.items() if state.lock is not None}
-        if not locks or not all(parse_owner(lock, where=name).is_same_run(owner) for name, lock in locks.items()):
+        if not hook.holds_lock(owner_of(context, ""), survey.states):
             return {"put_back": False, "checkpoint": checkpoint.public(), "locked_out": True}
         down = set(checkpoint.hosts_down)
         others = [name for name in checkpoint.others if name not in down]
         unread = set(checkpoint.members) - down - set(survey.states)
-        if unread and not any(state.aside for state in survey.states.values()) and _all_run(survey, unread):
+        if unread and not some_aside and _all_run(survey, unread):
             return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
         if others and checkpoint.held not in survey.states and checkpoint.phase is Phase.STOPPING:
             # Recovery is written into every journal before it begins, so nothing was promoted there.
@@ -108,9 +107,9 @@ class PutBackOperator(BluegreenOperator):
         hook.on_each(members, back)
         leader = survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
         first = leader if leader in members and leader != checkpoint.held else members[0]
-        hook.on_each([first], start_patroni)
-        hook.on_each([name for name in members if name not in (first, checkpoint.held)], start_patroni)
-        hook.on_each([name for name in members if name == checkpoint.held and name != first], start_patroni)
+        last = {checkpoint.held} & set(members) - {first}
+        for together in ({first}, set(members) - {first} - last, last):
+            hook.on_each(together, start_patroni)
         wait_until(partial(_in_service, hook, checkpoint.held), seconds=SERVICE_SECONDS, every_seconds=0.5)
 
 

@@ -16,8 +16,8 @@ from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import (
     BluegreenOperator,
     deployment_of,
-    is_finished,
     is_running,
+    lock_cluster,
     owner_of,
     survey_as_owner,
 )
@@ -60,13 +60,7 @@ class PlanResumeOperator(BluegreenOperator):
                 f"checkpoint {checkpoint.id} belongs to {deployment}, which is still running; expected it to have "
                 "ended. Wait for it: it resumes or rolls back by itself"
             )
-        warnings = hook.lock(
-            owner_of(context, "resume"),
-            states=survey.states,
-            held=checkpoint.held,
-            members=checkpoint.members,
-            is_finished=lambda other: is_finished(context, other),
-        )
+        warnings = lock_cluster(hook, context, "resume", survey, held=checkpoint.held, members=checkpoint.members)
         return {"checkpoint": checkpoint.public(), "held": checkpoint.held, "warnings": warnings}
 
 

@@ -81,15 +81,8 @@ class RemoveClusterOperator(BluegreenOperator):
         gone = UNINITIALIZED in after.output
         if not gone and f"{checkpoint.scope} (" not in after.output:
             # Patroni 3.0 heads its table with the cluster's name alone.
-            remains = held.done(
-                shell.remains_of_cluster(held.commands.patronictl, config, checkpoint.scope),
-                "patronictl list and show-config",
-                timeout_seconds=PATRONICTL_SECONDS,
-            ).sections()
-            config_left = remains.get("config", "?").strip()
-            gone = remains.get("members", "").strip() == "[]" and (
-                config_left in ("", "null", "{}") or config_left.endswith(NO_CONFIG)
-            )
+            remains = _remains(held, config, checkpoint.scope)
+            gone = remains.get("members", "").strip() == "[]" and _no_config(remains)
         if not gone:
             said = " ".join((result.error + " " + result.output).split())[-300:]
             raise FailedForNowError(
@@ -98,16 +91,25 @@ class RemoveClusterOperator(BluegreenOperator):
         return {"removed": True}
 
     def _leader_key(self, held: NodeHook, config: str, scope: str) -> str:
-        remains = held.done(
-            shell.remains_of_cluster(held.commands.patronictl, config, scope),
-            "patronictl list",
-            timeout_seconds=PATRONICTL_SECONDS,
-        ).sections()
         try:
-            members = json.loads(remains.get("members", ""))
+            members = json.loads(_remains(held, config, scope).get("members", ""))
             return next(str(one["Member"]) for one in members if "leader" in str(one["Role"]).lower())
         except (ValueError, TypeError, KeyError, StopIteration):
             raise FailedForNowError(
                 f"patronictl on {held.where} asks for the leader's name, but lists none; expected one or neither. "
                 "Its key ends by itself after Patroni's ttl: try again then"
             ) from None
+
+
+def _remains(held: NodeHook, config: str, scope: str) -> dict[str, str]:
+    return held.done(
+        shell.remains_of_cluster(held.commands.patronictl, config, scope),
+        "patronictl list and show-config",
+        timeout_seconds=PATRONICTL_SECONDS,
+    ).sections()
+
+
+def _no_config(remains: dict[str, str]) -> bool:
+    """Tell whether ``show-config`` showed nothing, or failed over just that, as Patroni 3.0 does."""
+    said = remains.get("config", "").strip()
+    return said in ("", "null", "{}") if remains.get("status", "").strip() == "0" else said.endswith(NO_CONFIG)
