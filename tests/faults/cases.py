@@ -70,6 +70,14 @@ class Case:
         where = f"_on_{self.member}" if self.name not in WHOLE else ""
         return f"{self.operation}-{self.task}-{self.moment}-{self.name}{where}"
 
+    @property
+    def fails_over(self) -> bool:
+        """Whether the new leader may lose its office after the promotion: then there is one more timeline."""
+        killed = self.fault in (damage.patroni_killed, damage.postgres_killed)
+        promoted = {("recover", "after"), ("rejoin", "before"), ("close", "before")}
+        at = self.operation == "rollback" and (self.task, self.moment) in promoted
+        return killed and at and self.member == "held"
+
     def point(self, member: str) -> Point:
         """Where the task stops for the fault."""
         dag = f"bluegreen_{self.operation}"

@@ -27,11 +27,13 @@ class Expectation:
 
     :param scene: the cluster; its record is that of the checkpoint, where one was there before.
     :param deployed: what the leader has after the deployment.
+    :param fails_over: the new leader may have been followed by another, or by itself, on one more timeline.
     """
 
     scene: Scene
     operation: str
     deployed: Contents
+    fails_over: bool = False
 
     def before(self, picture: Picture) -> list[str]:
         """What keeps the cluster from being as it was before the operation."""
@@ -54,6 +56,8 @@ class Expectation:
             return picture_faults(picture, fresh, rows, held=held) if held else ["no member is held"]
         if self.operation == "resume":
             return picture_faults(picture, fresh, self.deployed)
+        if self.fails_over:
+            return picture_faults(picture, fresh, rows, after_xid=self.scene.xid, branch_is_last=False)
         return picture_faults(picture, fresh, rows, leader=self.scene.held, after_xid=self.scene.xid)
 
 
@@ -111,12 +115,15 @@ def wrongs(operation: str, run_state: str, report: dict[str, Any], outcome: Outc
         yield f"the report's message is no sentence: {message!r}"
 
 
-def two_leaders(scene: Scene) -> Callable[[], list[str]]:
-    """A look for two members that take writes at once; call what it returns as often as you like."""
+def two_leaders(scene: Scene, orphan: str = "") -> Callable[[], list[str]]:
+    """A look for two members that take writes at once; call what it returns as often as you like.
+
+    :param orphan: a member whose Patroni the fault kills: without a watchdog nobody stops its server.
+    """
 
     def see() -> list[str]:
         found = []
-        for name in scene.lab.names:
+        for name in set(scene.lab.names) - {orphan}:
             try:
                 with scene.lab.connect(name, "postgres", connect_timeout=2) as connection:
                     row = connection.execute("select not pg_is_in_recovery()").fetchone()

@@ -12,7 +12,7 @@ from typing import Any
 from tests.cluster.scene import Scene, wait_for
 from tests.cluster.verdict import Contents
 from tests.faults.cases import Case
-from tests.faults.damage import Place
+from tests.faults.damage import Place, patroni_killed
 from tests.faults.judge import Expectation, Outcome, settle, two_leaders, wrongs
 
 RUN_SECONDS = 420
@@ -40,9 +40,10 @@ class Result:
 def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> Result:
     """Break it, let the run end, judge, and see whether the same run again finishes the work."""
     scene, begin = place.scene, time.monotonic()
-    expected = Expectation(scene, case.operation, deployed)
+    expected = Expectation(scene, case.operation, deployed, case.fails_over)
     found = Result(case.id)
-    with contextlib.ExitStack() as last, _watched(scene, found.wrong):
+    orphan = place.member if case.fails_over and case.fault is patroni_killed else ""
+    with contextlib.ExitStack() as last, _watched(scene, orphan, found.wrong):
         for prepare in case.prepare:
             last.callback(prepare(place))
         run_id = _broken_run(case, place, conf)
@@ -115,9 +116,9 @@ def _again(case: Case, expected: Expectation, conf: dict[str, Any], outcome: Out
 
 
 @contextlib.contextmanager
-def _watched(scene: Scene, wrong: list[str]) -> Iterator[None]:
+def _watched(scene: Scene, orphan: str, wrong: list[str]) -> Iterator[None]:
     """Look all the time for two members that take writes."""
-    see, end = two_leaders(scene), threading.Event()
+    see, end = two_leaders(scene, orphan), threading.Event()
 
     def watch() -> None:
         while not end.wait(0.5):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from bluegreen.checkpoint import Checkpoint
+from dataclasses import dataclass
+
+from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import FailedForNowError, OutcomeUnknownError, RefusedError
-from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.recovery.history import contains_branch, history_name, parse_history
@@ -28,58 +30,90 @@ def start_patroni(node: NodeHook) -> None:
         raise FailedForNowError(f"{node.where}: Patroni does not run after its start; it said: {said}")
 
 
-def check_leader(hook: ClusterHook, checkpoint: Checkpoint) -> None:
-    """Look whether the held member is the one leader, and says so itself.
+@dataclass(frozen=True)
+class Leader:
+    """A leader whose line of history is proven.
 
-    :raises RefusedError: when somebody else leads.
-    :raises FailedForNowError: while it does not lead yet.
+    :param timeline: the current one, as its server says.
     """
-    api_url = checkpoint.members[checkpoint.held].api_url
-    if hook.patroni.health(api_url, "primary") != 200:
-        raise FailedForNowError(f"{checkpoint.held} is not the leader yet (GET /primary does not answer 200)")
+
+    name: str
+    api_url: str
+    timeline: int
+
+
+def look_at_leader(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> Leader:
+    """Prove that the cluster has one leader, and that it continues the timeline which began at the mark.
+
+    Until the takeover that is the held member alone. Afterwards it may be another one on a later timeline: a
+    crash or a failover makes one more. The proof is its history, never a name or a number (hazards H5 and H13).
+
+    :raises RefusedError: when somebody else leads, or on another line of history.
+    :raises FailedForNowError: while nobody leads.
+    """
     topology = hook.patroni.topology()
-    if topology.leader.name != checkpoint.held:
-        raise RefusedError(
-            f"the leader is {topology.leader.name}, expected {checkpoint.held}: somebody started Patroni there first. "
-            f"It holds the discarded data. Stop Patroni on {topology.leader.name}, then run the rollback again"
-        )
+    name = topology.leader.name
+    stray = RefusedError(
+        f"the leader is {name}, expected {checkpoint.held}: somebody started Patroni there first. It holds the "
+        f"discarded data. Stop Patroni on {name}, then run the rollback again"
+    )
+    if name != checkpoint.held and (checkpoint.phase is not Phase.TAKEN_OVER or name not in checkpoint.members):
+        raise stray
+    api_url = checkpoint.members[name].api_url
+    if hook.patroni.health(api_url, "primary") != 200:
+        raise FailedForNowError(f"{name} is not the leader yet (GET /primary does not answer 200)")
+    timeline = hook.patroni.member_status(api_url).get("timeline")
+    if type(timeline) is not int or timeline < 1:
+        raise FailedForNowError(f"{name} does not say which timeline it is on; found {timeline!r}")
+    survey.require([name])
+    found = hook.nodes[name].data_directory(survey.states[name].config)
+    if not continues_branch(found, checkpoint, timeline):
+        if name != checkpoint.held:
+            raise stray
+        raise FailedForNowError(_lacks_branch(hook.nodes[name], checkpoint, timeline))
+    return Leader(name, api_url, timeline)
 
 
-def prove_history(node: NodeHook, state: NodeState, checkpoint: Checkpoint) -> DataDirectory:
-    """Prove that a member's history has the line that was proven at the promotion (hazard H5).
+def continues_branch(found: DataDirectory, checkpoint: Checkpoint, timeline: int) -> bool:
+    """Tell whether a timeline's history, as it lies in a data directory, has the line proven at the promotion."""
+    text = found.histories.get(history_name(timeline), "")
+    return contains_branch(text, parse_history(checkpoint.branch_line)[0])
 
+
+def prove_history(node: NodeHook, state: NodeState, checkpoint: Checkpoint, timeline: int) -> DataDirectory:
+    """Prove that a member's history of the leader's timeline has the line proven at the promotion (hazard H5).
+
+    :param timeline: the leader's.
     :return: the data directory that it was found in.
     :raises FailedForNowError: while it has not.
     """
-    branch = parse_history(checkpoint.branch_line)[0]
     found = node.data_directory(state.config)
-    text = found.histories.get(history_name(checkpoint.new_timeline or 0), "")
-    if not text or not contains_branch(text, branch):
-        raise FailedForNowError(
-            f"{node.where}: the history of timeline {checkpoint.new_timeline} does not have the line "
-            f"{checkpoint.branch_line!r}"
-        )
+    if not continues_branch(found, checkpoint, timeline):
+        raise FailedForNowError(_lacks_branch(node, checkpoint, timeline))
     return found
 
 
-def prove_write(hook: ClusterHook, checkpoint: Checkpoint) -> dict[str, str]:
-    """Commit a write on the held member, through its own address."""
-    row = hook.sql_of(checkpoint, checkpoint.held).row("takeover_write", name=f"bluegreen_{checkpoint.id}_restored")
+def _lacks_branch(node: NodeHook, checkpoint: Checkpoint, timeline: int) -> str:
+    return f"{node.where}: the history of timeline {timeline} does not have the line {checkpoint.branch_line!r}"
+
+
+def prove_write(hook: ClusterHook, checkpoint: Checkpoint, leader: Leader) -> dict[str, str]:
+    """Commit a write on the leader, through its own address."""
+    row = hook.sql_of(checkpoint, leader.name).row("takeover_write", name=f"bluegreen_{checkpoint.id}_restored")
     return {name: str(value) for name, value in row.items()}
 
 
-def restore_dynamic_config(hook: ClusterHook, checkpoint: Checkpoint, *, seconds: float) -> list[str]:
+def restore_dynamic_config(hook: ClusterHook, checkpoint: Checkpoint, leader: Leader, *, seconds: float) -> list[str]:
     """Prove that ``/config`` is what it was before the removal, or put it back (hazard H10).
 
     :param seconds: how long to wait for Patroni to show one, which it does up to two turns after its takeover.
     :return: a warning that names what had to be put back.
     :raises FailedForNowError: when it shows none in time.
     """
-    api_url = checkpoint.members[checkpoint.held].api_url
-    found = wait_until(lambda: hook.patroni.dynamic_config(api_url), seconds=seconds)
+    found = wait_until(lambda: hook.patroni.dynamic_config(leader.api_url), seconds=seconds)
     if found == checkpoint.dynamic_config:
         return []
-    hook.patroni.replace_dynamic_config(api_url, checkpoint.dynamic_config)
+    hook.patroni.replace_dynamic_config(leader.api_url, checkpoint.dynamic_config)
     changed = sorted(
         key for key in {*found, *checkpoint.dynamic_config} if found.get(key) != checkpoint.dynamic_config.get(key)
     )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import FailedForNowError, RefusedError
-from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.hold import check_released, check_tags
 from bluegreen.hooks.journals import remove_journals
-from bluegreen.hooks.leadership import restore_dynamic_config
+from bluegreen.hooks.leadership import continues_branch, look_at_leader, restore_dynamic_config
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, owner_of, survey_as_owner
 from bluegreen.recovery.history import history_name
@@ -54,23 +54,13 @@ class CloseCheckpointOperator(BluegreenOperator):
         survey.require(members)
         warnings: list[str] = []
         if checkpoint.phase is Phase.TAKEN_OVER:
-            warnings = restore_dynamic_config(hook, checkpoint, seconds=CONFIG_SECONDS)
+            leader = wait_until(partial(look_at_leader, hook, survey, checkpoint), seconds=STREAMING_SECONDS)
+            warnings = restore_dynamic_config(hook, checkpoint, leader, seconds=CONFIG_SECONDS)
         wait_until(partial(_all_stream, hook, members), seconds=STREAMING_SECONDS, every_seconds=0.3)
         if checkpoint.phase is Phase.RELEASING:
             check_released(hook, checkpoint)
         else:
-            texts = {
-                name: found.histories.get(history_name(checkpoint.new_timeline or 0), "")
-                for name, found in hook.on_each(
-                    members, lambda node: node.data_directory(survey.states[node.member].config)
-                ).items()
-            }
-            if len(set(texts.values())) != 1 or checkpoint.branch_line not in texts[checkpoint.held]:
-                raise RefusedError(
-                    f"the members' histories of timeline {checkpoint.new_timeline} differ: "
-                    + ", ".join(f"{name}: {text!r}" for name, text in sorted(texts.items()))
-                    + ". Re-clone the members that differ from the leader"
-                )
+            _check_histories(hook, survey, checkpoint, members)
         result: dict[str, Any] = {
             "closed": not down,
             "members": hook.member_states(hook.patroni.topology()),
@@ -104,6 +94,18 @@ class UnlockClusterOperator(BluegreenOperator):
         return {"members": hook.member_states(survey.topology)}
 
 
+def _check_histories(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, members: list[str]) -> None:
+    leader = look_at_leader(hook, survey, checkpoint)
+    found = hook.on_each(members, lambda node: node.data_directory(survey.states[node.member].config))
+    texts = {name: one.histories.get(history_name(leader.timeline), "") for name, one in found.items()}
+    if len(set(texts.values())) != 1 or not continues_branch(found[leader.name], checkpoint, leader.timeline):
+        raise RefusedError(
+            f"the members' histories of timeline {leader.timeline} differ: "
+            + ", ".join(f"{name}: {text!r}" for name, text in sorted(texts.items()))
+            + ". Re-clone the members that differ from the leader"
+        )
+
+
 def _restore_owners_tag(hook: ClusterHook, checkpoint: Checkpoint) -> list[str]:
     """Give the new leader the configuration that its owner wrote, where it ran without its ``nofailover``."""
     node, address = hook.nodes[checkpoint.held], checkpoint.members[checkpoint.held]
@@ -112,6 +114,8 @@ def _restore_owners_tag(hook: ClusterHook, checkpoint: Checkpoint) -> list[str]:
     hook.patroni.reload(address.api_url)
     wanted = {"nofailover": node.state().config.tags.get("nofailover")}
     wait_until(partial(check_tags, hook.patroni, address.api_url, wanted), seconds=TAG_SECONDS)
+    if hook.patroni.topology().leader.name != checkpoint.held:
+        return []
     return [
         f"{checkpoint.held} leads and its own configuration says nofailover, as before. Under such a leader Patroni 4 "
         "keeps no slots for replicas: one that connects anew finds none and does not stream. Switch over to another "

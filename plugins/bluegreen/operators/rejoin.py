@@ -10,7 +10,7 @@ from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import BluegreenError, FailedForNowError, OutcomeUnknownError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
-from bluegreen.hooks.leadership import check_leader, prove_history, prove_write, start_patroni
+from bluegreen.hooks.leadership import Leader, look_at_leader, prove_history, prove_write, start_patroni
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.hooks.proof import prove_identity
 from bluegreen.hooks.stopping import check_down, stop_member
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 ASKED_FOR = "asked for"
+ALREADY_BACK = "already back"
 HOWS = ("auto", "rewind", "reclone")
 STREAMING_SECONDS = 60
 REWIND_SECONDS = 1800
@@ -63,14 +64,14 @@ class RejoinMemberOperator(BluegreenOperator):
             raise RefusedError(f"{hook.cluster.name} has no rollback whose takeover is proven; nothing rejoins before")
         survey.require([self.member, checkpoint.held])
         node, state = hook.nodes[self.member], survey.states[self.member]
+        leader = self._leader(hook, survey, checkpoint)
+        if leader.name == self.member:
+            return {"member": self.member, "rejoined_by": ALREADY_BACK}
         if not state.aside:
             try:
-                return self._back(hook, checkpoint, survey, "already back", seconds=20)
+                return self._back(hook, checkpoint, survey, ALREADY_BACK, seconds=20)
             except FailedForNowError as error:
                 self.log.info("%s is started but not back: %s", self.member, error)
-        leader_state = survey.states[checkpoint.held]
-        wait_until(lambda: check_leader(hook, checkpoint), seconds=30)
-        prove_history(hook.nodes[checkpoint.held], leader_state, checkpoint)
         address = checkpoint.members[self.member]
         found = stop_member(node, address.host, address.port)
         reason = why_no_rewind(found, state)
@@ -78,9 +79,9 @@ class RejoinMemberOperator(BluegreenOperator):
             raise RefusedError(f"{node.where}: cannot be rewound: {reason}. Use rejoin = reclone")
         if how != "reclone" and not reason:
             try:
-                self._rewind(node, state, checkpoint, found)
+                self._rewind(node, state, checkpoint, found, leader)
                 if ServerVersion(checkpoint.server_version_num).rewind_skips_version_files:
-                    self._add_version_files(hook, survey, checkpoint)
+                    self._add_version_files(hook, survey, leader)
                 node.done(shell.bring_back(node.config_path), "bringing Patroni's configuration back")
                 start_patroni(node)
                 back = self._back(hook, checkpoint, survey, "rewind", seconds=STREAMING_SECONDS)
@@ -91,15 +92,20 @@ class RejoinMemberOperator(BluegreenOperator):
                 reason = f"rewinding did not bring it back ({error})"
                 self.log.warning("%s: %s. Cloning it afresh", self.member, reason)
                 stop_member(node, address.host, address.port)
-        warnings = self._reclone(hook, node, state, checkpoint)
+        warnings = self._reclone(hook, survey, checkpoint)
         back = self._back(hook, checkpoint, survey, "reclone", seconds=CLONE_SECONDS)
         because = reason if how == "auto" and reason else ASKED_FOR
         return {**back, "rejoined_because": because, "warnings": warnings}
 
-    def _rewind(self, node: NodeHook, state: NodeState, checkpoint: Checkpoint, found: DataDirectory) -> None:
+    def _leader(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> Leader:
+        return wait_until(lambda: look_at_leader(hook, survey, checkpoint), seconds=30)
+
+    def _rewind(
+        self, node: NodeHook, state: NodeState, checkpoint: Checkpoint, found: DataDirectory, leader: Leader
+    ) -> None:
         prove_identity(found, checkpoint, node.where)
-        leader = checkpoint.members[checkpoint.held]
-        source = f"host={leader.host} port={leader.port} dbname=postgres connect_timeout=5 application_name=bluegreen"
+        address = checkpoint.members[leader.name]
+        source = f"host={address.host} port={address.port} dbname=postgres connect_timeout=5 application_name=bluegreen"
         result = node.done(
             shell.rewind(
                 state.config.data_dir,
@@ -113,10 +119,10 @@ class RejoinMemberOperator(BluegreenOperator):
         )
         self.log.info("%s: %s", self.member, " ".join(result.output.split())[-300:])
 
-    def _add_version_files(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> None:
-        leader, here = checkpoint.held, self.member
-        there = hook.nodes[leader].done(
-            shell.version_files(survey.states[leader].config.data_dir), "listing the databases' folders"
+    def _add_version_files(self, hook: ClusterHook, survey: Survey, leader: Leader) -> None:
+        here = self.member
+        there = hook.nodes[leader.name].done(
+            shell.version_files(survey.states[leader.name].config.data_dir), "listing the databases' folders"
         )
         files = there.sections()["files"].splitlines()
         added = hook.nodes[here].done(
@@ -125,9 +131,9 @@ class RejoinMemberOperator(BluegreenOperator):
         if added.output.strip():
             self.log.info("%s: pg_rewind had left out %s", here, ", ".join(added.output.split()))
 
-    def _reclone(self, hook: ClusterHook, node: NodeHook, state: NodeState, checkpoint: Checkpoint) -> list[str]:
-        wait_until(lambda: check_leader(hook, checkpoint), seconds=30)
-        prove_write(hook, checkpoint)
+    def _reclone(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[str]:
+        node, state = hook.nodes[self.member], survey.states[self.member]
+        prove_write(hook, checkpoint, self._leader(hook, survey, checkpoint))
         address = checkpoint.members[self.member]
         found = check_down(node, state, address.host, address.port)
         warnings = []
@@ -157,17 +163,17 @@ class RejoinMemberOperator(BluegreenOperator):
         node, state = hook.nodes[self.member], survey.states[self.member]
         woken = False
 
-        def streams() -> None:
+        def streams() -> int:
             nonlocal woken
             topology = hook.patroni.topology()
             if not woken and any(known.name == self.member for known in topology.members):
                 # Now that it is a member the leader can make its slot; one that finds none tries again 5 s later.
                 woken = True
-                hook.patroni.wake(checkpoint.members[checkpoint.held].api_url)
-            check_streaming(hook, topology, checkpoint, self.member)
+                hook.patroni.wake(topology.leader.api_url)
+            return check_streaming(hook, topology, self.member)
 
-        wait_until(streams, seconds=seconds, every_seconds=0.2)
-        found = wait_until(lambda: prove_history(node, state, checkpoint), seconds=20)
+        timeline = wait_until(streams, seconds=seconds, every_seconds=0.2)
+        found = wait_until(lambda: prove_history(node, state, checkpoint, timeline), seconds=20)
         prove_identity(found, checkpoint, node.where)
         self.log.info("%s is back: %s", self.member, by)
         return {"member": self.member, "rejoined_by": by}
@@ -212,19 +218,21 @@ def _tracks_hint_bits(found: DataDirectory) -> list[str]:
     return [name for name, on in (("data checksums", checksums), ("wal_log_hints", hints)) if on]
 
 
-def check_streaming(hook: ClusterHook, topology: Topology, checkpoint: Checkpoint, member: str) -> None:
-    """Look whether a member streams on the leader's timeline, as both sides say.
+def check_streaming(hook: ClusterHook, topology: Topology, member: str) -> int:
+    """Look whether a member streams on the leader's timeline, as both sides say, and return that timeline.
 
     :raises FailedForNowError: while it does not.
     """
     found = next((known for known in topology.members if known.name == member), None)
     if found is None:
         raise FailedForNowError(f"{member} is not in the cluster yet; its members are {topology.names}")
-    if found.is_leader or not found.is_running or found.timeline != checkpoint.new_timeline:
+    timeline = topology.leader.timeline
+    if timeline is None or found.is_leader or not found.is_running or found.timeline != timeline:
         raise FailedForNowError(
             f"{member} is {found.role} ({found.state}) on timeline {found.timeline}; expected a replica that streams "
-            f"on {checkpoint.new_timeline}"
+            f"on the leader's, {timeline}"
         )
     states = [row["state"] for row in hook.replication(topology) if row["application_name"] == member]
     if states != ["streaming"]:
         raise FailedForNowError(f"pg_stat_replication shows {member} as {states}; expected it to stream")
+    return timeline

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import FailedForNowError, RefusedError
-from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.hold import clean_text
 from bluegreen.hooks.leadership import (
-    check_leader,
-    prove_history,
+    look_at_leader,
     prove_write,
     restore_dynamic_config,
     start_patroni,
@@ -34,7 +33,8 @@ class StartLeaderOperator(BluegreenOperator):
     """Start Patroni on the held member, without the hold, and prove the takeover (hazards H10 and H13).
 
     Proven means: the leader is the held member, its history has the line proven before, and a write
-    commits. ``/config`` is put back as it was, where Patroni shows it already.
+    commits. ``/config`` is put back as it was, where Patroni shows it already. Run again after the takeover,
+    it takes another leader on the same line of history for good: a failover may have come between.
 
     Example::
 
@@ -57,11 +57,15 @@ class StartLeaderOperator(BluegreenOperator):
             if state.aside:
                 warnings = self._bring_back(node, state, checkpoint)
             start_patroni(node)
-        wait_until(partial(check_leader, hook, checkpoint), seconds=LEADER_SECONDS, every_seconds=0.1)
-        prove_history(node, state, checkpoint)
-        write = wait_until(partial(prove_write, hook, checkpoint), seconds=30, every_seconds=0.1)
+        elif not _another_leads(survey, checkpoint.held):
+            start_patroni(node)
+        look = partial(look_at_leader, hook, survey, checkpoint)
+        leader = wait_until(look, seconds=LEADER_SECONDS, every_seconds=0.1)
+        # Beside a leader on another line of history its Patroni would rewind the proven data away: never before.
+        start_patroni(node)
+        write = wait_until(partial(prove_write, hook, checkpoint, leader), seconds=30, every_seconds=0.1)
         try:
-            warnings += restore_dynamic_config(hook, checkpoint, seconds=1)
+            warnings += restore_dynamic_config(hook, checkpoint, leader, seconds=1)
         except FailedForNowError as error:
             self.log.info("Patroni publishes its dynamic configuration later, and it is proven then: %s", error)
         if checkpoint.phase is Phase.PROMOTED:
@@ -91,6 +95,11 @@ class StartLeaderOperator(BluegreenOperator):
                 clean = edit(final, MAY_LEAD, where=f"{node.where}: {node.config_path}")
             node.done(shell.release_aside(node.config_path, clean), "bringing Patroni's configuration back")
         return [warning] if warning else []
+
+
+def _another_leads(survey: Survey, held: str) -> bool:
+    members = survey.topology.members if survey.topology else ()
+    return any(member.is_leader and member.name != held for member in members)
 
 
 def kept_out_of_elections(config: NodeConfig) -> bool:
