@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import ssl
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import httpx
@@ -20,6 +24,8 @@ from bluegreen.topology import Topology, parse_topology
 
 TIMEOUT_SECONDS = 4.0
 ANSWER_SECONDS = 10.0
+LOOK_SECONDS = 6.0
+LEAST_SECONDS = 2.0
 RESTART_SECONDS = 120.0
 ANSWER_LIMIT_BYTES = 4 * 1024 * 1024
 
@@ -71,37 +77,62 @@ class PatroniHook(BaseHook):
                     ) from None
             # httpx logs every request at INFO; the callers say what matters.
             logging.getLogger("httpx").setLevel(logging.WARNING)
-            self._client = httpx.Client(auth=auth, verify=context, timeout=TIMEOUT_SECONDS, trust_env=False)
+            # Each request has a connection of its own: one that is cut off takes no other request with it.
+            limits = httpx.Limits(max_keepalive_connections=0)
+            self._client = httpx.Client(
+                auth=auth,
+                verify=context,
+                timeout=TIMEOUT_SECONDS,
+                trust_env=False,
+                limits=limits,
+                headers={"Accept-Encoding": "identity"},
+            )
         return self._client
 
     def _connection_words(self) -> str:
         return f"the registry's patroni_conn_id ({self.cluster.patroni_conn_id or 'none is set'})"
 
     def request(
-        self, method: str, url: str, body: Any = None, *, read_seconds: float = TIMEOUT_SECONDS
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        *,
+        read_seconds: float = TIMEOUT_SECONDS,
+        whole_seconds: float | None = None,
     ) -> tuple[int, str]:
         """Send one request and return status and text.
 
         :param read_seconds: how long the answer may take to begin.
+        :param whole_seconds: for everything from the connection to the last byte; by default ANSWER_SECONDS.
         :raises UnreachableError: when no whole answer came in time.
         :raises FailedForNowError: when the answer is too large.
         :raises RefusedError: when one side does not accept the other's certificate.
         """
         client = self.get_conn()
-        # The client's timeout is for each read; an answer that trickles in must end too.
-        deadline = time.monotonic() + ANSWER_SECONDS + read_seconds - TIMEOUT_SECONDS
-        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=read_seconds)
+        limit = whole_seconds or ANSWER_SECONDS + read_seconds - TIMEOUT_SECONDS
+        timeout = httpx.Timeout(min(TIMEOUT_SECONDS, limit), read=min(read_seconds, limit))
+        deadline = time.monotonic() + limit
+        late = UnreachableError(f"{url} did not end its answer within {limit:.1f} s")
         try:
-            with client.stream(method, url, json=body, timeout=timeout) as response:
+            with (
+                _cut_off_after(limit) as trace,
+                client.stream(method, url, json=body, timeout=timeout, extensions={"trace": trace}) as response,
+            ):
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    # A few bytes of it can be a whole memory full.
+                    raise FailedForNowError(f"{url} answered compressed; expected an answer as it is")
                 content = b""
-                for part in response.iter_bytes():
+                for part in response.iter_raw():
                     content += part
                     if len(content) > ANSWER_LIMIT_BYTES:
                         raise FailedForNowError(f"{url} answered more than {ANSWER_LIMIT_BYTES} bytes")
                     if time.monotonic() > deadline:
-                        raise UnreachableError(f"{url} did not end its answer within {ANSWER_SECONDS:g} s")
+                        raise late
                 return response.status_code, content.decode("utf-8", "replace")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            if time.monotonic() > deadline:
+                raise late from None
             if _is_about_certificates(error):
                 raise RefusedError(
                     f"{url}: TLS was refused ({str(error)[:200]}); expected CA and client certificate of "
@@ -124,12 +155,12 @@ class PatroniHook(BaseHook):
             )
         return status, text
 
-    def get_json(self, url: str, *, allow: tuple[int, ...] = (200,)) -> Any:
+    def get_json(self, url: str, *, allow: tuple[int, ...] = (200,), whole_seconds: float | None = None) -> Any:
         """Return the JSON of a GET request.
 
         :raises FailedForNowError: for another status, or an answer that is no JSON.
         """
-        status, text = self.request("GET", url)
+        status, text = self.request("GET", url, whole_seconds=whole_seconds)
         if status not in allow:
             raise FailedForNowError(f"GET {url} answered {status}; expected {allow[0]}")
         try:
@@ -145,9 +176,13 @@ class PatroniHook(BaseHook):
         """
         reasons: list[str] = []
         refused: RefusedError | None = None
-        for url in self.cluster.patroni:
+        urls = self.cluster.patroni
+        deadline = time.monotonic() + max(LOOK_SECONDS, len(urls) * LEAST_SECONDS)
+        for number, url in enumerate(urls):
+            # What one leaves of the time is the others': slow ones together take no longer than one.
+            share = max((deadline - time.monotonic()) / (len(urls) - number), LEAST_SECONDS)
             try:
-                return parse_topology(self.get_json(f"{url.rstrip('/')}/cluster"))
+                return parse_topology(self.get_json(f"{url.rstrip('/')}/cluster", whole_seconds=share))
             except RefusedError as error:
                 refused = refused or error
             except FailedForNowError as error:
@@ -232,6 +267,35 @@ class PatroniHook(BaseHook):
             return self.request("GET", f"{base_url(api_url)}/{path}")[0]
         except FailedForNowError:
             return 0
+
+
+@contextmanager
+def _cut_off_after(seconds: float) -> Iterator[Any]:
+    """Give the trace of a request that ends its connection when the time is over, whatever it waits for.
+
+    The client's own timeouts begin anew with each byte: a handshake, headers or a body that trickle in would never
+    end. Source: HTTPX, "Request extensions", ``trace``.
+    """
+    connections: list[socket.socket] = []
+
+    def trace(event: str, info: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            connections.append(info["return_value"].get_extra_info("socket").dup())
+
+    def cut() -> None:
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield trace
+    finally:
+        timer.cancel()
+        for connection in connections:
+            connection.close()
 
 
 def _is_about_certificates(error: Exception) -> bool:

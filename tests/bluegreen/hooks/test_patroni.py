@@ -134,6 +134,8 @@ def server() -> Iterator[Server]:
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patroni, "TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(patroni, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(patroni, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(patroni, "LEAST_SECONDS", 0.3)
     # A default is bound where the method is defined.
     monkeypatch.setitem(PatroniHook.request.__kwdefaults__, "read_seconds", 0.5)
 
@@ -178,6 +180,7 @@ BAD_ANSWERS: dict[str, Answer] = {
     "too much": endless,
     "a large body": plain(200, b"x" * (patroni.ANSWER_LIMIT_BYTES + 1)),
     "a bomb": plain(200, gzip.compress(b" " * (3 * patroni.ANSWER_LIMIT_BYTES)), "Content-Encoding: gzip\r\n"),
+    "a head that trickles": trickle(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n", 0.1),
     "a body that trickles": trickle(CHUNKED, b"1\r\n \r\n", 0.1),
 }
 
@@ -194,11 +197,19 @@ def test_a_bad_answer_ends_in_one_sentence_within_its_time(server: Server, kind:
     assert "\n" not in message and len(message) < 600
 
 
-@pytest.mark.parametrize("kind", ["too much", "a large body", "a bomb"])
+@pytest.mark.parametrize("kind", ["too much", "a large body"])
 def test_an_answer_that_is_too_large_is_cut_off_for_its_size(server: Server, kind: str) -> None:
     server.answer = BAD_ANSWERS[kind]
     with hook(server.url) as api, pytest.raises(FailedForNowError, match=r"answered more than \d+ bytes"):
         api.request("GET", server.url)
+
+
+def test_slow_ones_together_take_no_longer_than_one(server: Server) -> None:
+    server.answer = BAD_ANSWERS["a head that trickles"]
+    started = time.monotonic()
+    with hook(server.url, server.url + "/", server.url) as api, pytest.raises(UnreachableError, match="did not end"):
+        api.topology()
+    assert time.monotonic() - started < 2 * patroni.LOOK_SECONDS
 
 
 def test_the_first_member_that_answers_well_is_believed(server: Server) -> None:
