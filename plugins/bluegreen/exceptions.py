@@ -5,9 +5,18 @@ A caller decides on the class alone: refuse, try again, or look before doing any
 
 from __future__ import annotations
 
+SENTENCE_MAX = 2000
+
 
 class BluegreenError(Exception):
-    """Base of every error raised by this project; its text is a sentence for a person."""
+    """Base of every error raised by this project; its text is a sentence for a person.
+
+    What a node or a form put into it cannot break the line, steer a terminal or fill a screen.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:SENTENCE_MAX])
+        super().__init__(shown + ("..." if len(text) > SENTENCE_MAX else ""))
 
 
 class RefusedError(BluegreenError):
