@@ -94,7 +94,7 @@ class Topology:
     @property
     def cascading_from(self) -> tuple[Member, ...]:
         """The replicas that another one receives its WAL from (Patroni's tag ``replicatefrom``)."""
-        named = {member.tags.get("replicatefrom") for member in self.replicas}
+        named = [member.tags.get("replicatefrom") for member in self.replicas]
         return tuple(member for member in self.replicas if member.name in named)
 
     @property
@@ -111,8 +111,11 @@ def parse_topology(payload: object) -> Topology:
     members = payload.get("members") if isinstance(payload, dict) else None
     if not isinstance(payload, dict) or not isinstance(members, list) or not members:
         raise FailedForNowError("Patroni's GET /cluster named no members; expected at least one")
+    found = tuple(_member(raw) for raw in members)
+    if len({member.name for member in found}) != len(found):
+        raise FailedForNowError("Patroni's GET /cluster named a member twice; expected each once")
     return Topology(
-        members=tuple(_member(raw) for raw in members),
+        members=found,
         scope=str(payload.get("scope") or ""),
         paused=payload.get("pause") is True,
     )

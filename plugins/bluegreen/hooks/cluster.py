@@ -207,6 +207,12 @@ class ClusterHook:
         states, problems = self.try_each(members, NodeHook.state)
         for found, state in states.items():
             name = state.config.member
+            if name != found and survey.topology is not None:
+                survey.problems[found] = RefusedError(
+                    f"{self.nodes[found].where}: its Patroni configuration is that of member {name!r}; expected "
+                    f"{found!r}. Either Patroni's GET /cluster or ssh_hosts gives a member another one's address"
+                )
+                continue
             if name != found:
                 # A node known by its address only; from here on it goes by its member's name.
                 self.nodes[name] = self.nodes.pop(found)

@@ -105,12 +105,18 @@ class DataDirectory:
     @property
     def server_processes(self) -> int:
         """Processes that work in this directory: a postmaster and its children."""
-        return int(self.raw.get("processes", "0").strip() or 0)
+        return self._number("processes")
 
     @property
     def epoch_seconds(self) -> int:
         """The node's clock."""
-        return int(self.raw.get("now", "0").strip() or 0)
+        return self._number("now")
+
+    def _number(self, name: str) -> int:
+        text = self.raw.get(name, "0").strip() or "0"
+        if not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise FailedForNowError(f"found {text[:80]!r} as {name} in a node's answer, expected a number")
+        return int(text)
 
     @property
     def histories(self) -> dict[str, str]:
@@ -261,7 +267,7 @@ class NodeHook:
                         "or in the worker's known_hosts"
                     ) from None
                 raise UnreachableError(f"{self.where}: SSH failed ({_sentence(error)})") from None
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, UnicodeError) as error:
                 raise UnreachableError(
                     f"{self.where}: SSH does not answer on port {self._ssh.port} ({_sentence(error)})"
                 ) from None
