@@ -373,6 +373,13 @@ def list_cluster(patronictl: str, config: str, scope: str) -> str:
     return script('"$patronictl" -c "$config" list "$scope"\n', patronictl=patronictl, config=config, scope=scope)
 
 
+def list_members(patronictl: str, config: str, scope: str) -> str:
+    """Print the members that the DCS holds of a cluster, as JSON."""
+    return script(
+        '"$patronictl" -c "$config" list -f json "$scope"\n', patronictl=patronictl, config=config, scope=scope
+    )
+
+
 def remains_of_cluster(patronictl: str, config: str, scope: str) -> str:
     """Print what the DCS holds of a cluster without a table: its members as JSON, its dynamic configuration.
 

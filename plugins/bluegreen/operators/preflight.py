@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,8 @@ class CheckpointPreflightOperator(BluegreenOperator):
         )
         members = [member.name for member in topology.members]
         survey.require(members)
+        # Through it the hold takes effect and ends; without it a hold would stay.
+        hook.patroni.require_access(standby.api_url)
         hook.require_access(topology, members)
         checks.passed("Patroni's REST API allows changes on every member")
         _nodes(hook, survey, topology, standby.name, checks)
@@ -212,22 +215,40 @@ def _nodes(hook: ClusterHook, survey: Survey, topology: Topology, standby: str, 
                 "the registry's start, stop and status commands are not those of this node"
             )
         if node.member == standby:
-            _patronictl(node, survey.states[standby].config.scope)
+            _patronictl(node, survey.states[standby].config.scope, topology)
 
     hook.on_each([member.name for member in topology.members], status)
     checks.passed("SSH, sudo, Patroni's configuration and its service are reachable on every member")
     checks.passed(f"patronictl sees the cluster on {standby}, where a rollback removes it from the DCS")
 
 
-def _patronictl(node: NodeHook, scope: str) -> None:
-    """Have ``patronictl`` do something harmless now: after a promotion it is too late to find it broken."""
+def _patronictl(node: NodeHook, scope: str, topology: Topology) -> None:
+    """Have ``patronictl`` do something harmless now: after a promotion it is too late to find it broken.
+
+    What it lists comes from the DCS over SSH, a second witness of who the members are: one that ``GET /cluster`` left
+    out would go on with the discarded data after a rollback.
+    """
     path = node.commands.patronictl
-    result = node.run(shell.list_cluster(path, node.config_path, scope), timeout_seconds=PATRONICTL_SECONDS)
-    if result.status or node.member not in result.output:
+    result = node.run(shell.list_members(path, node.config_path, scope), timeout_seconds=PATRONICTL_SECONDS)
+    try:
+        listed = {str(one["Member"]): str(one["Host"]) for one in json.loads(result.output)}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        listed = {}
+    if result.status or node.member not in listed:
         said = " ".join((result.error.strip() or result.output.strip() or "nothing")[-300:].split())
         raise FailedForNowError(
             f"{node.where}: `{path} list {scope}` ended with status {result.status}; expected the cluster's members, "
             f"since a rollback needs it to remove the cluster from the DCS. Repair it; it said: {said}"
+        )
+    same = {member.name for member in topology.members} == set(listed) and all(
+        listed[member.name] in (member.host, f"{member.host}:{member.port}") for member in topology.members
+    )
+    if not same:
+        named = ", ".join(f"{member.name} ({member.host}:{member.port})" for member in topology.members)
+        raise FailedForNowError(
+            f"Patroni's GET /cluster names the members {named}, and patronictl on {node.where} "
+            + ", ".join(f"{name} ({host})" for name, host in sorted(listed.items()))
+            + "; expected the same"
         )
 
 
