@@ -162,6 +162,13 @@ def test_a_damaged_journal_is_refused_and_never_none(text: str) -> None:
     assert "\n" not in str(caught.value) and "hunter" not in str(caught.value)
 
 
+@pytest.mark.parametrize("change", [{"held": "n9"}, {"leader": "$(id)"}, {"hosts_down": ["n9"]}])
+def test_a_journal_that_names_a_stranger_is_refused(change: dict[str, Any]) -> None:
+    record = json.loads(_checkpoint().to_journal())
+    with pytest.raises(RefusedError, match="named, but not among the members"):
+        parse_journal(json.dumps({**record, **change}), where="n1")
+
+
 @given(st.text(max_size=200) | st.integers(0, 1500).map(lambda length: _checkpoint().to_journal()[:length]))
 def test_any_text_is_a_journal_or_refused(text: str) -> None:
     with pytest.raises(RefusedError):

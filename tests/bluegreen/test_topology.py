@@ -251,3 +251,16 @@ def test_tags_decide_who_may_be_elected(tags: dict[str, Any], elected: bool) -> 
 
 def test_with_two_members_nobody_is_left_for_a_failover() -> None:
     assert failover_candidates(_topology(_raw("n1", "leader"), _raw("n2")), "n2") == []
+
+
+def test_a_member_that_is_named_twice_is_no_topology() -> None:
+    members = PATRONI_4["members"]
+    with pytest.raises(FailedForNowError, match="named a member twice"):
+        parse_topology({**PATRONI_4, "members": [*members, members[0]]})
+
+
+@pytest.mark.parametrize("value", [[], {}, None, 1])
+def test_a_tag_of_another_kind_names_no_member(value: object) -> None:
+    leader, replica = PATRONI_4["members"]
+    found = parse_topology({"members": [leader, {**replica, "tags": {"replicatefrom": value}}]})
+    assert found.cascading_from == ()

@@ -451,3 +451,9 @@ def test_a_disk_without_figures_is_not_an_empty_one(line: str) -> None:
 def test_a_disks_figures_are_bytes() -> None:
     line = "/dev/sda1 1000 400 600 40% /data\n"
     assert DataDirectory({"wal_disk": line}).disk("wal") == ("/dev/sda1", 1024000, 614400)
+
+
+@pytest.mark.parametrize("text", ["$(id)", "-1", "1.5", "\u0662", "9" * 5000])
+def test_what_is_no_number_in_a_nodes_answer_fails_for_now(text: str) -> None:
+    with pytest.raises(FailedForNowError, match="expected a number"):
+        assert node_module.DataDirectory({"processes": text}).server_processes
