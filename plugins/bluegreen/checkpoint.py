@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from bluegreen.exceptions import LockedError, RefusedError
 from bluegreen.recovery.versions import HoldMechanism
@@ -132,6 +132,13 @@ class Checkpoint(_Strict):
     branch_line: str = ""
     rejoined: dict[str, str] = Field(default_factory=dict)
     hosts_down: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _names_members(self) -> Checkpoint:
+        """Whoever is named plays a part, and must have an address."""
+        if strangers := sorted({self.held, self.leader, *self.hosts_down} - set(self.members)):
+            raise ValueError(f"{', '.join(strangers)[:200]}: named, but not among the members")
+        return self
 
     @property
     def others(self) -> list[str]:
