@@ -178,6 +178,23 @@ class ClusterHook:
             )
         return survey
 
+    def members_without_patroni(self) -> list[str]:
+        """Return the members that are found over SSH alone, as a rollback has to while every Patroni is stopped.
+
+        :raises RefusedError: when none is.
+        """
+        with ClusterHook(self.cluster.name) as other:
+            other._nodes_of_registry()
+            survey = Survey(None)
+            other._read(survey, list(other.nodes))
+        if not survey.states:
+            raise RefusedError(
+                "no member is found over SSH by the hosts in the registry's patroni:, which is all that a rollback has "
+                f"while every Patroni is stopped ({'; '.join(map(str, survey.problems.values()))}); expected the "
+                "members' own addresses there, with ssh_host_keys, or under ssh_hosts where SSH uses others"
+            )
+        return sorted(survey.states)
+
     def require_access(self, topology: Topology, members: Iterable[str]) -> None:
         """Prove that every Patroni that answers also allows changes: a hold that cannot be ended must not begin.
 
@@ -215,8 +232,12 @@ class ClusterHook:
                 continue
             if name != found:
                 # A node known by its address only; from here on it goes by its member's name.
+                try:
+                    self.nodes[found].becomes(name)
+                except RefusedError as error:
+                    survey.problems[found] = error
+                    continue
                 self.nodes[name] = self.nodes.pop(found)
-                self.nodes[name].member = name
             survey.states[name] = state
         survey.problems.update(problems)
 

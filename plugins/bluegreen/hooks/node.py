@@ -32,6 +32,8 @@ QUIET_SECONDS = 1.0
 _SHOWN = 600
 _CONNECTING = threading.Lock()
 
+HostKey = paramiko.RSAKey | paramiko.ECDSAKey | paramiko.Ed25519Key
+
 
 @dataclass(frozen=True)
 class Result:
@@ -184,6 +186,7 @@ class NodeHook:
         self.log = logging.getLogger(__name__)
         self._client: paramiko.SSHClient | None = None
         self._ssh: SSHHook | None = None
+        self._key_of: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +199,20 @@ class NodeHook:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+    def becomes(self, member: str) -> None:
+        """Take the name of the member that was found to live here, on a node that was known by its address only.
+
+        :raises RefusedError: when the host key is pinned as another member's.
+        """
+        if self._key_of not in (None, member):
+            raise RefusedError(
+                f"{self.where}: its SSH host key is that of {self._key_of} in ssh_host_keys, but Patroni's "
+                f"configuration there is {member}'s; expected both to be one member's. Verify the key, and correct "
+                "ssh_host_keys"
+            )
+        self.member = member
+        self.commands = self.cluster.node.for_member(member)
 
     @property
     def where(self) -> str:
@@ -222,7 +239,7 @@ class NodeHook:
                     banner_timeout=CONNECT_TIMEOUT_SECONDS,
                     conn_retry_attempts=1,
                 )
-                self._pin_host_key(self._ssh)
+                self._host_keys()
             except Exception as error:
                 raise RefusedError(
                     f"the connection {self.cluster.ssh_conn_id!r} cannot be used ({_sentence(error)}); "
@@ -235,21 +252,37 @@ class NodeHook:
                 )
         return self
 
-    def _pin_host_key(self, ssh: SSHHook) -> None:
-        pinned = self.cluster.ssh_host_keys.get(self.member)
-        if pinned:
-            kind, _, text = pinned.partition(" ")
-            classes: dict[str, Any] = SSHHook._host_key_mappings
-            if kind not in classes:
-                raise ValueError(f"ssh_host_keys.{self.member}: unknown key type {kind!r}")
-            ssh.host_key = classes[kind](data=base64.b64decode(text.split()[0]))
+    def _host_keys(self) -> list[tuple[str | None, HostKey | None]]:
+        """Whose key is accepted, and that key; None for what the worker's ``known_hosts`` says.
+
+        A node that is known by its address only, while no Patroni tells the members' names, may be any of them.
+        """
+        pinned = self.cluster.ssh_host_keys
+        if self.member in pinned:
+            return [(self.member, _parse_key(self.member, pinned[self.member]))]
+        anyone = sorted(pinned) if self.member == self.address else []
+        return [*((member, _parse_key(member, pinned[member])) for member in anyone), (None, None)]
+
+    def _open(self, ssh: SSHHook) -> paramiko.SSHClient:
+        candidates = self._host_keys()
+        for number, (member, key) in enumerate(candidates, start=1):
+            ssh.host_key = key
+            try:
+                client = ssh.get_conn()
+            except paramiko.BadHostKeyException:
+                if number == len(candidates):
+                    raise
+                continue
+            self._key_of = member
+            return client
+        raise AssertionError("there is always a candidate")
 
     def _connect(self) -> paramiko.SSHClient:
         if self._client is None or (transport := self._client.get_transport()) is None or not transport.is_active():
             self.prepare()
             assert self._ssh is not None
             try:
-                self._client = self._ssh.get_conn()
+                self._client = self._open(self._ssh)
             except paramiko.BadHostKeyException:
                 raise RefusedError(
                     f"{self.where}: the SSH host key is not the expected one; either the host was set up anew or "
@@ -446,3 +479,12 @@ def _sentence(error: BaseException) -> str:
         return "timed out"
     text = str(error).strip().splitlines()
     return text[0][:200] if text else type(error).__name__
+
+
+def _parse_key(member: str, pinned: str) -> HostKey:
+    kind, _, text = pinned.partition(" ")
+    classes: dict[str, Any] = SSHHook._host_key_mappings
+    if kind not in classes:
+        raise ValueError(f"ssh_host_keys.{member}: unknown key type {kind!r}")
+    key: HostKey = classes[kind](data=base64.b64decode(text.split()[0]))
+    return key

@@ -90,6 +90,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         hook.require_access(topology, members)
         checks.passed("Patroni's REST API allows changes on every member")
         _nodes(hook, survey, topology, standby.name, checks)
+        warnings += _without_patroni(hook, members, checks)
         warnings += lock_cluster(hook, context, "checkpoint", survey, held=standby.name, members=members)
         checks.passed("no other run works on this cluster; locked")
         warnings += self._servers(hook, survey, topology, leader, standby, checks)
@@ -189,6 +190,17 @@ def _standby(topology: Topology, wanted: str | None) -> Member:
     if not isinstance(wanted, str):
         raise RefusedError(f"found {str(wanted)[:60]!r} as standby; expected a member's name, or nothing")
     return check_standby(topology, wanted)
+
+
+def _without_patroni(hook: ClusterHook, members: list[str], checks: _Checks) -> list[str]:
+    found = hook.members_without_patroni()
+    checks.passed(f"{', '.join(found)} can be found over SSH while every Patroni is stopped")
+    if len(found) > 1 or len(members) == 1:
+        return []
+    return [
+        f"while every Patroni is stopped, only {found[0]} can be found by the hosts in the registry's patroni:; if it "
+        "is down then, nobody finds the checkpoint. Name more members there"
+    ]
 
 
 def _nodes(hook: ClusterHook, survey: Survey, topology: Topology, standby: str, checks: _Checks) -> None:

@@ -129,9 +129,17 @@ def host_key(key: paramiko.PKey = HOST_KEY) -> str:
     return f"{key.get_name()} {base64.b64encode(key.asbytes()).decode()}"
 
 
-def node(*, config: str = "/etc/patroni/patroni.yml", os_user: str = "ada", pinned: str | None = None) -> NodeHook:
+def node(
+    *,
+    config: str = "/etc/patroni/patroni.yml",
+    os_user: str = "ada",
+    pinned: str | None = None,
+    keys: dict[str, str] | None = None,
+    member: str = "n1",
+) -> NodeHook:
     """Return a hook for the connection ``orders_ssh``."""
-    keys = {"n1": host_key() if pinned is None else pinned} if pinned != "" else {}
+    if keys is None:
+        keys = {"n1": host_key() if pinned is None else pinned} if pinned != "" else {}
     cluster = Cluster(
         name="orders",
         patroni=["http://10.0.0.1:8008"],
@@ -140,4 +148,4 @@ def node(*, config: str = "/etc/patroni/patroni.yml", os_user: str = "ada", pinn
         ssh_host_keys=keys,
         node=NodeCommands(patroni_config=config, os_user=os_user, start="echo started", stop="exit 3", status="true"),
     )
-    return NodeHook(cluster, "n1", "127.0.0.1")
+    return NodeHook(cluster, member, "127.0.0.1")

@@ -324,6 +324,42 @@ def test_a_connection_that_checks_no_host_key_is_refused(
     assert server.connections == 0
 
 
+def test_a_node_that_is_known_by_its_address_only_is_told_by_its_host_key(server: SshServer) -> None:
+    keys = {"n0": host_key(OTHER_KEY), "n1": host_key(), "n2": host_key(OTHER_KEY)}
+    with node(keys=keys, member="127.0.0.1") as hook:
+        assert hook.run("echo here").output == "here\n"
+        hook.becomes("n1")
+        assert hook.member == "n1"
+
+
+def test_a_host_key_that_is_nobodys_is_refused_though_only_the_address_is_known(
+    server: SshServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with (
+        node(keys={"n1": host_key(OTHER_KEY)}, member="127.0.0.1") as hook,
+        pytest.raises(RefusedError, match="host key is not known"),
+    ):
+        hook.run("x")
+    assert server.commands == []
+
+
+def test_another_members_host_key_is_refused_by_name(server: SshServer) -> None:
+    with node(keys={"n1": host_key(OTHER_KEY), "n2": host_key()}, member="127.0.0.1") as hook:
+        hook.run("echo here")
+        with pytest.raises(RefusedError, match=r"is that of n2 in ssh_host_keys, but .* n1's"):
+            hook.becomes("n1")
+
+
+def test_another_members_pinned_key_is_not_enough_where_the_member_is_known(server: SshServer) -> None:
+    with (
+        node(keys={"n1": host_key(OTHER_KEY), "n2": host_key()}) as hook,
+        pytest.raises(RefusedError, match="host key is not the expected"),
+    ):
+        hook.run("x")
+    assert server.commands == []
+
+
 def test_a_wrong_password_is_refused_and_not_told(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_ORDERS_SSH", connection(server.port, password="hunter3"))
     with node() as hook, pytest.raises(RefusedError, match="SSH refused user 'ada'") as caught:
