@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install lab lab-down lab-status lab-reset lab-clean airflow airflow-down down demo test test-versions test-faults lint audit bench
+.PHONY: help install lab lab-down lab-status lab-reset lab-clean airflow airflow-down down demo test test-versions test-faults lint audit bench \
+	compose-base compose-up compose-demo compose-down test-compose docker
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
@@ -60,3 +61,23 @@ audit: install ## look the locked packages up among known vulnerabilities
 
 bench: lab ## measure checkpoint and rollback on the lab
 	@$(PYTHON) bench/bench.py
+
+docker: install ## Docker Engine, where none runs and it may be installed
+	@bash scripts/docker.sh
+
+compose-base: docker ## the image that the others begin with: pulled, else made from Debian's packages
+	@bash scripts/base_image.sh
+
+compose-up: compose-base ## the production-like stack; PROFILES=lab,celery PORT=8080 choose
+	@$(PYTHON) -m lab.compose up
+
+compose-demo: compose-up ## the two deployments on it, while a client writes through HAProxy
+	@$(PYTHON) -m lab.compose demo
+
+compose-down: install ## stop it; VOLUMES=1 removes its data, keys and secrets too
+	@$(PYTHON) -m lab.compose down $(if $(VOLUMES),--volumes)
+
+test-compose: compose-base ## all that needs separate hosts, and the cluster tests, on a stack made anew
+	@PROFILES=lab,celery $(PYTHON) -m lab.compose fresh
+	@LAB_RUN=compose/run $(PYTHON) -m pytest tests/compose tests/cluster $(if $(CASES),-k "$(CASES)"); code=$$?; \
+		$(PYTHON) -m lab.compose down --volumes; exit $$code

@@ -1,0 +1,92 @@
+"""The demo's two deployments on this stack, while a client writes and reads through HAProxy."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from typing import Any
+
+import httpx
+import psycopg
+from rich.console import Console
+
+from lab.client import AirflowClient
+from lab.compose.files import RUN
+from lab.compose.stack import ComposeLab, load
+from lab.compose.traffic import Traffic
+from lab.config import LabError
+from lab.demo import Demo, Deployment
+
+# how long the client goes on afterwards, so that what it reads then says something
+AFTERWARDS_SECONDS = 5
+
+
+class ComposeDemo(Demo):
+    """The same two deployments, and when each began and was reported done."""
+
+    def __init__(self, console: Console, lab: ComposeLab, client: AirflowClient) -> None:
+        super().__init__(console, lab, client, RUN)
+        self.spans: dict[str, tuple[float, float]] = {}
+        self.reports: dict[str, dict[str, Any]] = {}
+
+    def _deploy(self, title: str, deployment: str) -> tuple[Deployment, dict[str, Any]]:
+        begin = time.time()
+        shown, report = super()._deploy(title, deployment)
+        self.spans[deployment], self.reports[deployment] = (begin, time.time()), report
+        return shown, report
+
+    def _where(self, seconds: float) -> None:
+        self.console.print(
+            f"\nTook {seconds:.0f} s. Airflow runs on {self.client.base_url} (user admin, password in "
+            f"{RUN}/passwords.json); `make compose-down` stops everything."
+        )
+
+
+def client_of(lab: ComposeLab, user: str = "admin") -> AirflowClient:
+    """A user of the stack's Airflow."""
+    passwords = json.loads((RUN / "passwords.json").read_text())
+    return AirflowClient(lab.info["airflow"], user, passwords[user])
+
+
+def main() -> int:
+    """Run the demo; 0 only when the data were proven, and the client saw nothing that it must not."""
+    console = Console()
+    try:
+        lab = load()
+        lab.wait_healthy(90)
+        demo = ComposeDemo(console, lab, client_of(lab))
+        ports = lab.info["leader_port"], lab.info["replica_port"]
+        with Traffic(*ports, lab.info["users"]["release"]) as traffic:
+            problem = demo.run()
+            time.sleep(AFTERWARDS_SECONDS)
+        problem = problem or _client(console, demo, traffic)
+    except (LabError, httpx.HTTPError, psycopg.Error, RuntimeError, TimeoutError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        console.print(f"\n[bold red]The demo failed:[/] {problem}")
+        return 1
+    return 0
+
+
+def _client(console: Console, demo: ComposeDemo, traffic: Traffic) -> str:
+    """Print what the client has seen; return what it must not have seen."""
+    begin, end = demo.spans["good"]
+    errors = traffic.errors(begin, end)
+    good = sum(1 for one in traffic.writes if not one.error and begin <= one.begin <= end)
+    console.print("\nWhat the client saw through HAProxy")
+    console.print(f"  good deployment: {good} writes, {len(errors)} errors")
+    if errors:
+        return f"the client had errors during the good deployment: {errors[0].error}"
+    begin, done = demo.spans["bad"]
+    mark = datetime.fromisoformat(demo.reports["bad"]["checkpoint"]["taken_at"].replace("Z", "+00:00")).timestamp()
+    if errors := traffic.errors(begin, mark):
+        return f"the client had errors before the rollback: {errors[0].error}"
+    spans = traffic.interruptions(begin, done)
+    lengths = ", ".join(f"{b - a:.1f} s" for a, b in spans)
+    console.print(f"  bad deployment:  {len(spans)} interruption of writes, {lengths}")
+    faults = traffic.faults(mark, done)
+    if faults:
+        return "; ".join(faults)
+    console.print("  afterwards:      only rows from before the mark, and those written after the rollback")
+    return ""

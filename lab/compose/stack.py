@@ -1,0 +1,201 @@
+"""A handle on the running stack: its nodes, for tests and the demo, and docker-compose itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lab.cluster import Lab
+from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, RUN, Place
+from lab.config import CHECKOUT, LabError
+
+IMAGES = ("node", "services", "airflow")
+# as long as this file is there systemd does not start a killed Patroni again
+NO_RESTART = "/run/systemd/system/patroni.service.d/stays-down.conf"
+
+
+def docker(*arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a docker command.
+
+    :raises LabError: when it fails, unless ``check`` is false.
+    """
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, input=stdin)
+    if check and done.returncode:
+        raise LabError(f"docker {' '.join(arguments[:4])} failed: {(done.stderr or done.stdout).strip()[-800:]}")
+    return done
+
+
+def compose_command() -> list[str]:
+    """Compose v2 where Docker has it, else v1.
+
+    :raises LabError: there is neither.
+    """
+    if docker("compose", "version", check=False).returncode == 0:
+        return ["docker", "compose"]
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    raise LabError("Found neither `docker compose` nor `docker-compose`: please install one of them")
+
+
+def compose(*arguments: str, profiles: Iterable[str] | None = None) -> None:
+    """Run docker-compose on this checkout's file.
+
+    :param profiles: instead of those that were chosen.
+    :raises LabError: when it fails; with what it said.
+    """
+    place = Place.load()
+    environment = {**os.environ, **place.environment, "COMPOSE_PROJECT_NAME": "bluegreen"}
+    environment["COMPOSE_PROFILES"] = ",".join(place.profiles if profiles is None else profiles)
+    command = [*compose_command(), "-f", str(CHECKOUT / "docker-compose.yaml"), *arguments]
+    done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise LabError(f"docker-compose {arguments[0]} ended with {done.returncode}: {said[-1500:]}")
+
+
+def build_images() -> None:
+    """Build what docker-compose.yaml runs; each image once, though several services share it."""
+    for target in IMAGES:
+        name = f"bluegreen-{target}"
+        network = os.environ.get("BUILD_NETWORK", "default")
+        options = ["--network", network, "-f", "compose/Dockerfile", "--target", target, "-t", name]
+        done = subprocess.run(["docker", "build", "-q", *options, "."], cwd=CHECKOUT, capture_output=True, text=True)
+        if done.returncode:
+            raise LabError(f"{name} cannot be built: {(done.stderr or done.stdout).strip()[-1500:]}")
+
+
+def container(service: str) -> str:
+    """The id of a service's container.
+
+    :raises LabError: there is none.
+    """
+    label = f"label=com.docker.compose.service={service}"
+    project = "label=com.docker.compose.project=bluegreen"
+    found = docker("ps", "-aq", "--filter", label, "--filter", project).stdout.split()
+    if len(found) != 1:
+        raise LabError(f"Found {len(found)} containers of {service}, expected one: make compose-up")
+    return found[0]
+
+
+class ComposeLab(Lab):
+    """The cluster ``orders`` of docker-compose.yaml: three containers with systemd."""
+
+    def on_node(
+        self, name: str, *command: str, user: str = "root", stdin: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in a node's container, as nobody but a test may."""
+        return docker("exec", "-i", "-u", user, container(name), *command, stdin=stdin, check=check)
+
+    def start_patroni(self, *names: str) -> None:
+        """Start Patroni on these members; return at once."""
+        for name in names:
+            script = f"rm -f {NO_RESTART}; systemctl daemon-reload; systemctl start --no-block patroni"
+            self.on_node(name, "sh", "-c", script)
+
+    def stop_patroni(self, *names: str) -> None:
+        """Stop Patroni, and with it PostgreSQL, on these members."""
+        for name in names:
+            self.on_node(name, "systemctl", "stop", "patroni")
+
+    def kill_patroni(self, *names: str) -> None:
+        """SIGKILL to Patroni alone, which stays down: PostgreSQL stays."""
+        for name in names:
+            script = (
+                f"mkdir -p {Path(NO_RESTART).parent}; printf '[Service]\\nRestart=no\\n' > {NO_RESTART}; "
+                "systemctl daemon-reload; systemctl kill --kill-who=main -s KILL patroni"
+            )
+            self.on_node(name, "sh", "-c", script)
+
+    def kill_postgres(self, name: str) -> None:
+        """SIGKILL to the postmaster: a crash, which Patroni notices."""
+        self.on_node(name, "sh", "-c", f"kill -9 $(head -n 1 {DATA_DIR}/postmaster.pid)")
+
+    def postmaster(self, name: str) -> int | None:
+        """The pid of PostgreSQL in a member's container, or None."""
+        script = f'read -r pid < {DATA_DIR}/postmaster.pid && kill -0 "$pid" && echo "$pid"'
+        done = self.on_node(name, "sh", "-c", script, check=False)
+        return int(done.stdout) if done.returncode == 0 else None
+
+    def ssh(self, name: str, command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command on this member over SSH, as the owner of the data directory, as sudoers allows it."""
+        member = self.nodes[name]
+        script = command.replace(str(member.data_dir), DATA_DIR).replace(str(member.patroni_config), CONFIG)
+        return subprocess.run(
+            ["ssh", "-F", self.info["ssh_config"], name, "sudo -u postgres /bin/sh -s"],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            input=script,
+        )
+
+    def patronictl(self, *arguments: str, node: str = "n1", stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run patronictl on a member."""
+        return self.on_node(node, "patronictl", "-c", CONFIG, *arguments, user="postgres", stdin=stdin, check=False)
+
+    def wait_leader(self, timeout: float = 60) -> str:
+        """Wait until a member answers as the leader; return its name.
+
+        :raises LabError: there is none in time.
+        """
+        deadline = time.monotonic() + timeout
+        while not (found := self.leader()):
+            if time.monotonic() > deadline:
+                raise LabError(f"No leader after {timeout:.0f} s; `docker exec` a node and see journalctl -u patroni")
+            time.sleep(0.1)
+        return found
+
+    def snapshot(self, name: str) -> None:
+        """Stop the nodes, keep their folders, start them again."""
+        target = RUN / "snapshots" / name
+        self._stop(gently=True)
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for node, part in self._parts():
+            _copy(RUN / node / part, target / node / part)
+        self._start()
+
+    def reset(self, name: str) -> float:
+        """Throw the present state of all nodes away for the kept one; return the seconds until it is healthy."""
+        begin = time.monotonic()
+        source = RUN / "snapshots" / name
+        if not source.exists():
+            raise LabError(f"There is no snapshot {name} in {source.parent}")
+        self._stop(gently=False)
+        for node, part in self._parts():
+            for path in (RUN / node / part).iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            _copy(source / node / part, RUN / node / part)
+        self._start()
+        return time.monotonic() - begin
+
+    def _parts(self) -> list[tuple[str, str]]:
+        parts = [(node, part) for node in self.nodes for part in ("patroni", "postgresql")]
+        return parts + [(node, "etcd") for node in ETCD_NODES]
+
+    def _stop(self, *, gently: bool) -> None:
+        if gently:
+            leader = self.leader()
+            self.stop_patroni(*(name for name in self.nodes if name != leader), *([leader] if leader else []))
+        docker("kill", *(container(name) for name in self.nodes), check=False)
+
+    def _start(self) -> None:
+        docker("start", *(container(name) for name in self.nodes))
+        self.wait_healthy(90)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["cp", "-a", "--reflink=auto", f"{source}/.", str(target)], capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"cp -a {source} failed: {done.stderr.strip()[-500:]}")
+
+
+def load(run: Path = RUN) -> ComposeLab:
+    """The stack that `make compose-up` started."""
+    found: Any = ComposeLab.load(run)
+    return found

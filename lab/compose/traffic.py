@@ -1,0 +1,175 @@
+"""A client that writes and reads through HAProxy all the time, and what it has seen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+
+WRITE_EVERY_SECONDS = 0.05
+READ_EVERY_SECONDS = 0.1
+TABLE = """
+drop schema if exists traffic cascade;
+create schema traffic;
+create table traffic.writes (n bigint primary key)
+"""
+
+
+@dataclass
+class Attempt:
+    """One write or read.
+
+    :param begin: seconds since the epoch.
+    :param rows: what a read has seen.
+    """
+
+    begin: float
+    end: float
+    n: int = 0
+    error: str = ""
+    rows: frozenset[int] = frozenset()
+
+
+@dataclass
+class Endpoint:
+    """One connection through HAProxy, made anew after each error."""
+
+    port: int
+    password: str
+    connection: psycopg.Connection[Any] | None = field(default=None, repr=False)
+
+    def execute(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement in a transaction of its own."""
+        try:
+            if self.connection is None:
+                self.connection = psycopg.connect(
+                    host="127.0.0.1",
+                    port=self.port,
+                    user="release",
+                    password=self.password,
+                    dbname="app",
+                    connect_timeout=2,
+                    autocommit=True,
+                    application_name="traffic",
+                    options="-c statement_timeout=3s",
+                )
+            cursor = self.connection.execute(query.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+        except psycopg.Error:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Forget the connection."""
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+
+
+class Traffic:
+    """Writes through the leader's port, reads through both, from entry to exit.
+
+    :param password: of the role ``release``.
+    """
+
+    def __init__(self, leader_port: int, replica_port: int, password: str) -> None:
+        self.leader_port, self.replica_port, self.password = leader_port, replica_port, password
+        self.writes: list[Attempt] = []
+        self.reads: dict[str, list[Attempt]] = {"leader": [], "replica": []}
+        self._end = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._write, daemon=True),
+            threading.Thread(target=self._read, args=("leader", leader_port), daemon=True),
+            threading.Thread(target=self._read, args=("replica", replica_port), daemon=True),
+        ]
+
+    def __enter__(self) -> Self:
+        setup = Endpoint(self.leader_port, self.password)
+        setup.execute(TABLE)
+        setup.close()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join(15)
+
+    def _write(self) -> None:
+        endpoint = Endpoint(self.leader_port, self.password)
+        n = 0
+        while not self._end.wait(WRITE_EVERY_SECONDS):
+            n += 1
+            self.writes.append(_attempt(endpoint, "insert into traffic.writes values (%s)", n))
+
+    def _read(self, kind: str, port: int) -> None:
+        endpoint = Endpoint(port, self.password)
+        while not self._end.wait(READ_EVERY_SECONDS):
+            self.reads[kind].append(_attempt(endpoint, "select n from traffic.writes"))
+
+    def errors(self, begin: float, end: float) -> list[Attempt]:
+        """Writes and reads between two moments that failed."""
+        attempts = [*self.writes, *self.reads["leader"], *self.reads["replica"]]
+        return [one for one in attempts if one.error and one.begin >= begin and one.end <= end]
+
+    def interruptions(self, begin: float, end: float) -> list[tuple[float, float]]:
+        """Spans without a successful write around failed ones: from the last success to the next."""
+        found, last, failed = [], begin, False
+        for one in self.writes:
+            if one.begin < begin or one.begin > end:
+                continue
+            if one.error:
+                failed = True
+                continue
+            if failed:
+                found.append((last, one.end))
+            last, failed = one.end, False
+        if failed:
+            found.append((last, end))
+        return found
+
+    def faults(self, mark: float, done: float) -> list[str]:
+        """What a client must never see of a rollback.
+
+        :param mark: when the mark was taken, in seconds since the epoch.
+        :param done: when the rollback was reported done.
+        """
+        endpoint = Endpoint(self.leader_port, self.password)
+        kept = {n for (n,) in endpoint.execute("select n from traffic.writes")}
+        endpoint.close()
+        good = [one for one in self.writes if not one.error]
+        found = []
+        lost = [one for one in good if one.n not in kept]
+        if early := [one.n for one in lost if one.end < mark]:
+            found.append(f"{len(early)} writes from before the mark are lost, the first is {early[0]}")
+        spans = self.interruptions(mark, done)
+        if len(spans) != 1:
+            found.append(f"{len(spans)} interruptions, expected one: {[f'{b - a:.1f} s' for a, b in spans]}")
+        elif late := [one.n for one in lost if one.begin > spans[0][0]]:
+            found.append(f"{len(late)} writes from after the interruption are lost, the first is {late[0]}")
+        if not lost:
+            found.append("no write was discarded, so this rollback proves nothing")
+        discarded = frozenset(one.n for one in lost)
+        for kind, reads in self.reads.items():
+            after = [one for one in reads if one.begin > done and not one.error]
+            if not after:
+                found.append(f"nothing was read through the {kind}'s port after the rollback")
+            if wrong := [one for one in after if one.rows & discarded]:
+                found.append(f"{len(wrong)} reads through the {kind}'s port saw discarded rows after the rollback")
+        return found
+
+
+def _attempt(endpoint: Endpoint, query: str, n: int = 0) -> Attempt:
+    begin = time.time()
+    try:
+        rows = frozenset(row[0] for row in endpoint.execute(query, (n,) if n else ()))
+    except psycopg.Error as error:
+        return Attempt(begin, time.time(), n, " ".join(str(error).split()) or type(error).__name__)
+    return Attempt(begin, time.time(), n, "", rows)
