@@ -105,10 +105,13 @@ class AirflowClient:
 
 
 def lab_client(run_dir: Path, user: str = "admin") -> AirflowClient:
-    """Return a client of the Airflow that ``make airflow`` started.
+    """Return a client of the Airflow that ``make airflow`` or ``make compose-up`` started.
 
     :param run_dir: the lab's run folder.
     """
+    if (run_dir / "passwords.json").exists():
+        url = json.loads((run_dir / "lab.json").read_text())["airflow"]
+        return AirflowClient(url, user, json.loads((run_dir / "passwords.json").read_text())[user])
     settings: dict[str, str] = {}
     for line in (run_dir / "airflow.env").read_text().splitlines():
         name, equals, value = line.partition("=")

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psycopg
@@ -45,7 +45,7 @@ class Lab:
     nodes: dict[str, Member] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, run: Path | str | None = None) -> Lab:
+    def load(cls, run: Path | str | None = None) -> Self:
         """Read lab.json in this folder; by default the one that LAB_RUN names, or lab/run.
 
         Raises:

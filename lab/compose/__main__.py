@@ -1,4 +1,4 @@
-"""python -m lab.compose up | down [--volumes] | demo | status: the stack of docker-compose.yaml."""
+"""python -m lab.compose up | fresh | demo | down [--volumes]: the stack of docker-compose.yaml."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rich.console import Console
 from lab.compose import stack
 from lab.compose.files import BIN_DIR, CLUSTERS, RUN, Place, load_secrets, write_all
 from lab.config import CHECKOUT, LabError
+from lab.lifecycle import FRESH
 
 console = Console(highlight=False, soft_wrap=True)
-HEALTHY = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 
 
 def main() -> int:
@@ -28,12 +28,17 @@ def main() -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("up", help="make the secrets, build, start, wait until all is healthy")
     verbs.add_parser("demo", help="two deployments while a client writes through HAProxy")
+    verbs.add_parser("fresh", help="remove it, start it from nothing, and keep its first state for the tests")
     down = verbs.add_parser("down", help="stop it")
     down.add_argument("--volumes", action="store_true", help="and remove all data, keys and secrets")
     arguments = parser.parse_args()
     try:
         if arguments.verb == "up":
             up()
+        elif arguments.verb == "fresh":
+            down_all(volumes=True)
+            up()
+            stack.ComposeLab.load(RUN).snapshot(FRESH)
         elif arguments.verb == "down":
             down_all(volumes=arguments.volumes)
         else:
@@ -58,8 +63,8 @@ def up() -> None:
     if "lab" in place.profiles:
         for cluster, nodes in CLUSTERS.items():
             prepare_cluster(cluster, list(nodes))
-        stack.load().wait_healthy(60)
-    wait_airflow(place)
+        stack.ComposeLab.load(RUN).wait_healthy(60)
+    stack.wait_airflow(place)
     console.print(
         f"Healthy after {time.monotonic() - begin:.0f} s\n"
         f"Airflow: http://127.0.0.1:{place.port}, user admin, password in {RUN}/passwords.json",
@@ -112,24 +117,6 @@ def _leads(host: str) -> bool:
         return httpx.get(f"http://{host}:8008/primary", timeout=2, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def wait_airflow(place: Place, timeout: float = 240) -> None:
-    """Wait until every component is healthy."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            answer = httpx.get(
-                f"http://127.0.0.1:{place.port}/api/v2/monitor/health", timeout=5, trust_env=False
-            ).json()
-            missing = [name for name in HEALTHY if (answer.get(name) or {}).get("status") != "healthy"]
-        except (httpx.HTTPError, ValueError):
-            missing = list(HEALTHY)
-        if not missing:
-            return
-        if time.monotonic() > deadline:
-            raise LabError(f"Airflow: not healthy after {timeout:.0f} s: {', '.join(missing)}; see docker-compose logs")
-        time.sleep(1)
 
 
 def down_all(*, volumes: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import datetime
 from typing import Any
@@ -11,9 +10,9 @@ import httpx
 import psycopg
 from rich.console import Console
 
-from lab.client import AirflowClient
+from lab.client import AirflowClient, lab_client
 from lab.compose.files import RUN
-from lab.compose.stack import ComposeLab, load
+from lab.compose.stack import ComposeLab
 from lab.compose.traffic import Traffic
 from lab.config import LabError
 from lab.demo import Demo, Deployment
@@ -43,19 +42,13 @@ class ComposeDemo(Demo):
         )
 
 
-def client_of(lab: ComposeLab, user: str = "admin") -> AirflowClient:
-    """A user of the stack's Airflow."""
-    passwords = json.loads((RUN / "passwords.json").read_text())
-    return AirflowClient(lab.info["airflow"], user, passwords[user])
-
-
 def main() -> int:
     """Run the demo; 0 only when the data were proven, and the client saw nothing that it must not."""
     console = Console()
     try:
-        lab = load()
+        lab = ComposeLab.load(RUN)
         lab.wait_healthy(90)
-        demo = ComposeDemo(console, lab, client_of(lab))
+        demo = ComposeDemo(console, lab, lab_client(RUN))
         ports = lab.info["leader_port"], lab.info["replica_port"]
         with Traffic(*ports, lab.info["users"]["release"]) as traffic:
             problem = demo.run()

@@ -8,12 +8,15 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+import httpx
 
 from lab.cluster import Lab
 from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, RUN, Place
 from lab.config import CHECKOUT, LabError
 
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+HEALTHY = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 IMAGES = ("node", "services", "airflow")
 # as long as this file is there systemd does not start a killed Patroni again
 NO_RESTART = "/run/systemd/system/patroni.service.d/stays-down.conf"
@@ -149,6 +152,14 @@ class ComposeLab(Lab):
             time.sleep(0.1)
         return found
 
+    def cut(self, name: str) -> None:
+        """Take a node's network away: nobody reaches it, and it reaches nobody."""
+        docker("network", "disconnect", "bluegreen_cluster", container(name))
+
+    def join(self, name: str) -> None:
+        """Give a node its network back, with the same address."""
+        docker("network", "connect", "--ip", self.nodes[name].host, "bluegreen_cluster", container(name))
+
     def snapshot(self, name: str) -> None:
         """Stop the nodes, keep their folders, start them again."""
         target = RUN / "snapshots" / name
@@ -195,7 +206,43 @@ def _copy(source: Path, target: Path) -> None:
         raise LabError(f"cp -a {source} failed: {done.stderr.strip()[-500:]}")
 
 
-def load(run: Path = RUN) -> ComposeLab:
-    """The stack that `make compose-up` started."""
-    found: Any = ComposeLab.load(run)
-    return found
+class ComposeAirflow:
+    """The Airflow of docker-compose.yaml, as far as tests start and stop it."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.environment = {"BLUEGREEN_CLUSTERS": str(run / "clusters.yaml")}
+
+    def stop(self) -> bool:
+        """Stop every component; tasks that run are waited for."""
+        docker("stop", *self._containers())
+        return True
+
+    def start(self) -> None:
+        """Start every component, and wait until all are healthy."""
+        docker("start", *self._containers())
+        wait_airflow(Place.load())
+
+    def _containers(self) -> list[str]:
+        workers = ["worker-1", "worker-2"] if Place.load().celery else []
+        return [container(name) for name in (*COMPONENTS, *workers)]
+
+
+def wait_airflow(place: Place, timeout: float = 240) -> None:
+    """Wait until every component is healthy.
+
+    :raises LabError: when one is not in time.
+    """
+    deadline = time.monotonic() + timeout
+    url = f"http://127.0.0.1:{place.port}/api/v2/monitor/health"
+    while True:
+        try:
+            answer = httpx.get(url, timeout=5, trust_env=False).json()
+            missing = [name for name in HEALTHY if (answer.get(name) or {}).get("status") != "healthy"]
+        except (httpx.HTTPError, ValueError):
+            missing = list(HEALTHY)
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            raise LabError(f"Airflow: not healthy after {timeout:.0f} s: {', '.join(missing)}; see docker-compose logs")
+        time.sleep(1)

@@ -1,6 +1,6 @@
 """The lab and its Airflow for the cluster tests: every test begins on a healthy, fresh cluster.
 
-LAB_RUN names the run folder of another lab than the default one.
+LAB_RUN names the run folder of another lab than the default one; compose/run is that of docker-compose.yaml.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pytest
 from lab import lifecycle
 from lab.client import AirflowClient, lab_client
 from lab.cluster import Lab
+from lab.compose.stack import ComposeAirflow, ComposeLab
 from lab.config import CHECKOUT, Settings, load_settings
 from lab.standalone import Airflow, read_environment
 from tests.cluster.scene import Scene, seed
@@ -23,11 +24,28 @@ SNAPSHOT = "tests"
 HERE = Path(__file__).parent
 
 
+# on containers: what reaches into Airflow's own processes and files, and what needs a WAL archive
+ONE_MACHINE = {"test_archive.py", "test_journals_alone.py", "test_secrets.py", "test_proof.py"}
+ONE_MACHINE_CASES = {"test_a_killed_worker_finds_the_same_child_again"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything here needs the lab."""
+    containers = is_compose(_run_folder())
     for item in items:
         if HERE in Path(item.path).parents:
             item.add_marker(pytest.mark.cluster)
+            if containers and (Path(item.path).name in ONE_MACHINE or item.name in ONE_MACHINE_CASES):
+                item.add_marker(pytest.mark.skip(reason="needs Airflow's own processes or files on this machine"))
+
+
+def _run_folder() -> Path:
+    return Path(os.environ.get("LAB_RUN") or CHECKOUT / "lab" / "run").absolute()
+
+
+def is_compose(run: Path) -> bool:
+    """Whether the lab is that of docker-compose.yaml."""
+    return (run / "lab.json").exists() and Lab.load(run).info.get("kind") == "compose"
 
 
 @dataclass
@@ -41,38 +59,73 @@ class State:
 @pytest.fixture(scope="session")
 def run_folder() -> Path:
     """The run folder of the lab under test."""
-    return Path(os.environ.get("LAB_RUN") or CHECKOUT / "lab" / "run").absolute()
+    return _run_folder()
 
 
 @pytest.fixture(scope="session")
 def settings(run_folder: Path) -> Settings:
-    """The settings of the lab under test."""
+    """The settings of the lab under test, where it is one on this machine."""
     if (run_folder / "lab.json").exists():
         os.environ["LAB_DIR"] = Lab.load(run_folder).info["directory"]
     return load_settings()
 
 
+@dataclass(frozen=True)
+class Keeper:
+    """Keeps states of the lab, and sets it back to them."""
+
+    lab: Lab
+    settings: Settings | None
+
+    def reset(self, name: str = SNAPSHOT) -> None:
+        """Go back to a kept state."""
+        if isinstance(self.lab, ComposeLab):
+            self.lab.reset(name)
+        else:
+            assert self.settings
+            with lifecycle.alone(self.settings):
+                lifecycle.reset(self.settings, name)
+
+    def keep(self, name: str = SNAPSHOT) -> None:
+        """Keep the present state."""
+        if isinstance(self.lab, ComposeLab):
+            self.lab.snapshot(name)
+        else:
+            assert self.settings
+            with lifecycle.alone(self.settings):
+                lifecycle.snapshot(self.settings, name)
+
+
 @pytest.fixture(scope="session")
-def lab(settings: Settings, run_folder: Path) -> Iterator[Lab]:
+def keeper(run_folder: Path, request: pytest.FixtureRequest) -> Keeper:
+    """Who sets the lab back."""
+    if is_compose(run_folder):
+        return Keeper(ComposeLab.load(run_folder), None)
+    settings: Settings = request.getfixturevalue("settings")
+    if not (settings.directory / "snapshots" / lifecycle.FRESH).exists():
+        lifecycle.up(settings, print)
+    return Keeper(Lab.load(run_folder), settings)
+
+
+@pytest.fixture(scope="session")
+def lab(keeper: Keeper) -> Iterator[Lab]:
     """The running lab, with a snapshot in which the tables that the tests work on are seeded.
 
     Whatever state it is found in, it begins and ends as on its first day.
     """
-    if not (settings.directory / "snapshots" / lifecycle.FRESH).exists():
-        lifecycle.up(settings, print)
-    lab = Lab.load(run_folder)
-    with lifecycle.alone(settings):
-        lifecycle.reset(settings, lifecycle.FRESH)
-        seed(lab)
-        lifecycle.snapshot(settings, SNAPSHOT)
-    yield lab
-    with lifecycle.alone(settings):
-        lifecycle.reset(settings, lifecycle.FRESH)
+    keeper.reset(lifecycle.FRESH)
+    seed(keeper.lab)
+    keeper.keep()
+    yield keeper.lab
+    keeper.reset(lifecycle.FRESH)
 
 
 @pytest.fixture(scope="session")
-def standalone(lab: Lab, run_folder: Path) -> Iterator[Airflow]:
+def standalone(lab: Lab, run_folder: Path) -> Iterator[Airflow | ComposeAirflow]:
     """The running Airflow; left as it was found."""
+    if isinstance(lab, ComposeLab):
+        yield ComposeAirflow(run_folder)
+        return
     airflow = Airflow(run_folder, read_environment(run_folder))
     was_running = airflow.start() is None
     yield airflow
@@ -81,7 +134,7 @@ def standalone(lab: Lab, run_folder: Path) -> Iterator[Airflow]:
 
 
 @pytest.fixture(scope="session")
-def airflow(standalone: Airflow, run_folder: Path) -> Iterator[AirflowClient]:
+def airflow(standalone: Airflow | ComposeAirflow, run_folder: Path) -> Iterator[AirflowClient]:
     """A user of that Airflow. The monitor pauses meanwhile: the tests decide when something looks at the cluster."""
     client = lab_client(run_folder)
     monitor = client.request("GET", "dags/bluegreen_monitor")
@@ -100,11 +153,10 @@ def state() -> State:
 
 
 @pytest.fixture
-def clean(lab: Lab, airflow: AirflowClient, settings: Settings, state: State) -> Scene:
+def clean(lab: Lab, airflow: AirflowClient, keeper: Keeper, state: State) -> Scene:
     """A fresh cluster, for tests that prove at their end that nothing has changed."""
     if state.dirty:
-        with lifecycle.alone(settings):
-            lifecycle.reset(settings, SNAPSHOT)
+        keeper.reset()
         state.fresh = look(lab)
         state.dirty = False
     assert state.fresh is not None

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import lifecycle
 from lab.client import AirflowClient, lab_client
 from lab.cluster import Lab
-from lab.config import CHECKOUT, Settings
+from lab.config import CHECKOUT
 from lab.standalone import Airflow, read_environment
-from tests.cluster.conftest import SNAPSHOT, lab, run_folder, settings  # noqa: F401
+from tests.cluster.conftest import Keeper, keeper, lab, run_folder, settings  # noqa: F401
 from tests.cluster.scene import Scene
 from tests.cluster.verdict import Contents, look
 from tests.faults.breakpoints import Breakpoints
@@ -83,14 +82,13 @@ class Stage:
     :param deployed: what the leader has after the deployment, once there was one.
     """
 
-    def __init__(self, lab: Lab, settings: Settings, airflow: AirflowClient) -> None:  # noqa: F811
-        self.lab, self.settings, self.airflow = lab, settings, airflow
+    def __init__(self, keeper: Keeper, airflow: AirflowClient) -> None:  # noqa: F811
+        self.keeper, self.lab, self.airflow = keeper, keeper.lab, airflow
         self.deployed: Contents = {}
 
     def set(self, operation: str) -> Scene:
         """The cluster before this operation: fresh, or with a checkpoint and a deployment after it."""
-        with lifecycle.alone(self.settings):
-            lifecycle.reset(self.settings, SNAPSHOT)
+        self.keeper.reset()
         scene = Scene(self.lab, self.airflow, look(self.lab))
         held = next(name for name in self.lab.names if name != scene.fresh.leader)
         if operation == "checkpoint":
@@ -102,9 +100,9 @@ class Stage:
 
 
 @pytest.fixture(scope="session")
-def stage(lab: Lab, settings: Settings, airflow: AirflowClient) -> Stage:  # noqa: F811
+def stage(lab: Lab, keeper: Keeper, airflow: AirflowClient) -> Stage:  # noqa: F811
     """Where the cases are played."""
-    return Stage(lab, settings, airflow)
+    return Stage(keeper, airflow)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from lab.cluster import Lab
 from lab.standalone import read_environment
-from tests.cluster.conftest import clean, lab, run_folder, scene, settings, state  # noqa: F401
+from tests.cluster.conftest import clean, keeper, lab, run_folder, scene, settings, state  # noqa: F401
 from tests.versions.inline import Inline
 
 HERE = Path(__file__).parent

@@ -1,0 +1,81 @@
+"""Airflow's own parts die while it works: a worker, the scheduler, the metadata database."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from lab.compose.files import Place
+from lab.compose.stack import container, docker, wait_airflow
+from tests.cluster.scene import Scene
+from tests.cluster.verdict import verdict
+from tests.compose.test_hosts import wait_task
+
+
+def rolled_back(scene: Scene, run_id: str) -> None:
+    """The run ends well, and the cluster is as it was before the deployment."""
+    report = scene.finish("rollback", run_id)
+    assert report["result"] == "rolled_back"
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+
+
+def begin(scene: Scene) -> str:
+    """A checkpoint, a bad deployment, and a rollback that has begun."""
+    scene.checkpoint()
+    scene.deploy_badly()
+    return scene.trigger("rollback", **scene.rollback_conf())
+
+
+def workers_of(scene: Scene, run_id: str) -> dict[str, str]:
+    """Which worker ran each task of a rollback."""
+    tasks = scene.airflow.tasks("bluegreen_rollback", run_id)
+    return {f"{one['task_id']}[{one['map_index']}]": one["hostname"] for one in tasks if one["hostname"]}
+
+
+@pytest.mark.usefixtures("celery")
+def test_tasks_are_spread_over_both_workers(scene: Scene) -> None:
+    seen: set[str] = set()
+    for _ in range(3):
+        run_id = begin(scene)
+        rolled_back(scene, run_id)
+        seen |= set(workers_of(scene, run_id).values())
+        if seen >= {"worker-1", "worker-2"}:
+            return
+    raise AssertionError(f"three rollbacks ran on {seen} only")
+
+
+@pytest.mark.usefixtures("celery")
+def test_a_task_whose_worker_is_killed_is_finished_by_the_other(scene: Scene) -> None:
+    run_id = begin(scene)
+    wait_task(scene, run_id, "stop")
+    (first,) = {
+        one["hostname"]
+        for one in scene.airflow.tasks("bluegreen_rollback", run_id)
+        if one["task_id"] == "stop" and one["hostname"]
+    }
+    docker("kill", container(first))
+    try:
+        rolled_back(scene, run_id)
+    finally:
+        docker("start", container(first))
+    (other,) = {"worker-1", "worker-2"} - {first}
+    tasks = {one["task_id"]: one for one in scene.airflow.tasks("bluegreen_rollback", run_id)}
+    assert tasks["recover"]["hostname"] == other
+
+
+def test_the_scheduler_is_killed_in_the_middle(scene: Scene) -> None:
+    run_id = begin(scene)
+    wait_task(scene, run_id, "recover")
+    docker("kill", container("scheduler"))
+    time.sleep(5)
+    docker("start", container("scheduler"))
+    wait_airflow(Place.load())
+    rolled_back(scene, run_id)
+
+
+def test_the_metadata_database_restarts_in_the_middle(scene: Scene) -> None:
+    run_id = begin(scene)
+    wait_task(scene, run_id, "recover")
+    docker("restart", container("metadata"))
+    wait_airflow(Place.load())
+    rolled_back(scene, run_id)
