@@ -276,6 +276,7 @@ class Cluster(_Model):
     )
     ask_default: Literal["rollback", "resume"] = "rollback"
     adhoc: bool = False
+    airflow_database: bool = False
     deployments: dict[Annotated[str, AfterValidator(_line)], Deployment] = Field(default_factory=dict)
 
     @property

@@ -18,7 +18,7 @@ from bluegreen.exceptions import BluegreenError, FailedForNowError, LockedError,
 from bluegreen.hooks.node import NodeHook, NodeState
 from bluegreen.hooks.patroni import PatroniHook
 from bluegreen.hooks.postgres import MemberSql, Row, cluster_connection
-from bluegreen.topology import Topology
+from bluegreen.topology import Member, Topology
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -93,6 +93,23 @@ class ClusterHook:
         """Return a member's PostgreSQL by the address in the journal."""
         address = checkpoint.members[member]
         return self.sql(member, address.host, address.port)
+
+    def airflow_databases(self, leader: Member) -> list[str]:
+        """Return the databases in use on a cluster that are an Airflow's; one that this role may not enter is not seen.
+
+        A rollback stops the cluster: the Airflow that runs it must not have its metadata there.
+        """
+        connection = cluster_connection(self.cluster)
+        found = []
+        for row in self.sql(leader.name, leader.host, leader.port).rows("used_databases"):
+            name = str(row["database"])
+            with MemberSql(connection, leader.name, leader.host, leader.port, read_only=True, database=name) as sql:
+                try:
+                    if sql.row("airflow_tables")["is_airflow"]:
+                        found.append(name)
+                except BluegreenError as error:
+                    log.info("whether database %r is an Airflow's is not known: %s", name, error)
+        return found
 
     def replication(self, topology: Topology) -> list[Row]:
         """Return who receives WAL, and how far: from the leader, or from a replica that sends it on.

@@ -48,6 +48,7 @@ class MemberSql:
     :param member: name, for an error's sentence.
     :param statement_timeout_ms: the longest that one statement may take; 0 is without limit.
     :param read_only: whether transactions are read-only.
+    :param database: instead of the connection's.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class MemberSql:
         *,
         statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
         read_only: bool = False,
+        database: str | None = None,
     ) -> None:
         self.member = member
         self.host = host
@@ -79,7 +81,7 @@ class MemberSql:
             port=port,
             login=connection.login,
             password=connection.password,
-            schema=connection.schema,
+            schema=database or connection.schema,
             extra=json.dumps(extra),
         )
         self._hook = PostgresHook(connection=target, log_sql=False)

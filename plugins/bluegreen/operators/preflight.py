@@ -134,6 +134,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         version = ServerVersion(int(identity["server_version_num"]))
         if identity["in_recovery"] is not False:
             raise FailedForNowError(f"{primary.where}: Patroni calls it the leader, but it is in recovery")
+        _no_airflow(hook, leader, checks)
         data = hook.on_each(
             [member.name for member in topology.members],
             lambda node: node.data_directory(survey.states[node.member].config),
@@ -190,6 +191,18 @@ def _standby(topology: Topology, wanted: str | None) -> Member:
     if not isinstance(wanted, str):
         raise RefusedError(f"found {str(wanted)[:60]!r} as standby; expected a member's name, or nothing")
     return check_standby(topology, wanted)
+
+
+def _no_airflow(hook: ClusterHook, leader: Member, checks: _Checks) -> None:
+    if hook.cluster.airflow_database:
+        return
+    if found := hook.airflow_databases(leader):
+        raise RefusedError(
+            f"{hook.cluster.name} holds the metadata database of an Airflow ({', '.join(found)}), and a rollback stops "
+            "the cluster under it; expected it elsewhere. Move it; where it is another Airflow's that may be stopped, "
+            "set airflow_database: true in the registry"
+        )
+    checks.passed("no Airflow has its metadata database in this cluster")
 
 
 def _without_patroni(hook: ClusterHook, members: list[str], checks: _Checks) -> list[str]:
