@@ -11,6 +11,7 @@ import base64
 import binascii
 import io
 import logging
+import re
 import socket
 import threading
 import time
@@ -32,6 +33,8 @@ QUIET_SECONDS = 1.0
 _SHOWN = 600
 _CONNECTING = threading.Lock()
 
+# options and one command, nothing that a shell would take apart
+_PLAIN_SUDO = re.compile(r"sudo( [A-Za-z0-9@%_+=:,./-]+)+")
 HostKey = paramiko.RSAKey | paramiko.ECDSAKey | paramiko.Ed25519Key
 
 
@@ -456,6 +459,25 @@ class NodeHook:
         return self.run(
             f"{command} </dev/null\n", as_owner=False, timeout_seconds=timeout_seconds, may_leave_processes=True
         )
+
+    def require_service_rights(self) -> None:
+        """Prove that sudo allows the registry's ``start`` and ``stop`` commands, without running them.
+
+        Commands that are not one plain call of sudo are not known to be allowed before they run.
+
+        :raises RefusedError: when it does not.
+        """
+        for verb, command in (("start", self.commands.start), ("stop", self.commands.stop)):
+            if not _PLAIN_SUDO.fullmatch(command):
+                continue
+            result = self.run(f"{command.replace('sudo', 'sudo -n -l', 1)} </dev/null\n", as_owner=False)
+            if result.status:
+                said = " ".join((result.output + " " + result.error).split())[:_SHOWN] or "nothing"
+                raise RefusedError(
+                    f"{self.where}: sudo does not allow the registry's {verb} command {command!r} to "
+                    f"{self._ssh.username if self._ssh else 'the SSH user'} (it said: {said}); expected it to. See "
+                    "docs/sudoers.example"
+                )
 
     def service_status(self) -> Service:
         """Ask the service manager whether Patroni runs: the command's exit status says so.

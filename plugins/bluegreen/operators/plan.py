@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator
 from bluegreen.checkpoint import Checkpoint, Phase, check_id
 from bluegreen.exceptions import BluegreenError, CheckpointLostError, LockedError, RefusedError, UnreachableError
 from bluegreen.hooks.cluster import ClusterHook, Survey
-from bluegreen.hooks.node import DataDirectory
+from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.hooks.proof import look_at_held, prove_identity, prove_wal
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_host_down
@@ -95,8 +95,10 @@ class PlanRollbackOperator(BluegreenOperator):
         _members_down(survey, checkpoint, down)
         members = sorted(set(checkpoint.members) - down)
         survey.require(members)
-        if survey.topology is not None and not checkpoint.past_no_return:
-            hook.require_access(survey.topology, members)
+        if not checkpoint.past_no_return:
+            hook.on_each(members, NodeHook.require_service_rights)
+            if survey.topology is not None:
+                hook.require_access(survey.topology, members)
         self._deployment_is_over(context, checkpoint)
         warnings = lock_cluster(
             hook,

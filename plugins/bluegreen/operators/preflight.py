@@ -239,6 +239,7 @@ def _nodes(hook: ClusterHook, survey: Survey, topology: Topology, standby: str, 
                 f"{node.where}: node.status says that Patroni does not run ({found.text}), but it answers; "
                 "the registry's start, stop and status commands are not those of this node"
             )
+        node.require_service_rights()
         if node.member == standby:
             _patronictl(node, survey.states[standby].config.scope, topology)
 

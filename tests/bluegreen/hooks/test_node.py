@@ -493,3 +493,50 @@ def test_a_disks_figures_are_bytes() -> None:
 def test_what_is_no_number_in_a_nodes_answer_fails_for_now(text: str) -> None:
     with pytest.raises(FailedForNowError, match="expected a number"):
         assert node_module.DataDirectory({"processes": text}).server_processes
+
+
+# Rights
+
+
+class Sudo:
+    """What a node would be asked, and what sudo there says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+        self.asked: list[str] = []
+
+        def run(hook: NodeHook, script: str, **options: Any) -> Result:
+            self.asked.append(script)
+            return Result(status, "", "sudo: a password is required\n" if status else "")
+
+        monkeypatch.setattr(NodeHook, "run", run)
+
+
+def with_commands(start: str) -> NodeHook:
+    hook = node()
+    hook.commands = hook.commands.model_copy(update={"start": start, "stop": "sudo -n /bin/stop pg"})
+    return hook
+
+
+def test_sudo_is_asked_whether_it_allows_the_service_commands_and_runs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    sudo = Sudo(monkeypatch, 0)
+    with_commands("sudo systemctl start patroni").require_service_rights()
+    assert sudo.asked == ["sudo -n -l systemctl start patroni </dev/null\n", "sudo -n -l -n /bin/stop pg </dev/null\n"]
+
+
+@pytest.mark.parametrize(
+    "command", ["sudo a && sudo b", "sudo a; b", "sudo $(b)", "ctl start n1", "sudo a | b", "sudoers a"]
+)
+def test_a_command_that_is_not_one_plain_call_of_sudo_is_not_touched(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    sudo = Sudo(monkeypatch, 0)
+    with_commands(command).require_service_rights()
+    assert sudo.asked == ["sudo -n -l -n /bin/stop pg </dev/null\n"]
+
+
+def test_a_service_command_that_sudo_does_not_allow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Sudo(monkeypatch, 1)
+    with pytest.raises(
+        RefusedError, match="does not allow the registry's start command 'sudo systemctl start patroni'"
+    ):
+        with_commands("sudo systemctl start patroni").require_service_rights()
