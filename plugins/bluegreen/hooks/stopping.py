@@ -8,8 +8,9 @@ import httpx
 
 from bluegreen import shell
 from bluegreen.checkpoint import MemberAddress
-from bluegreen.exceptions import FailedForNowError, OutcomeUnknownError, RefusedError
+from bluegreen.exceptions import FailedForNowError, OutcomeUnknownError, RefusedError, UnreachableError
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
+from bluegreen.hooks.patroni import PatroniHook
 from bluegreen.hooks.waiting import wait_until
 
 STOP_SECONDS = 90
@@ -25,11 +26,44 @@ def listens(host: str, port: int, *, seconds: float = 2.0) -> bool:
         return False
 
 
-def check_down(node: NodeHook, state: NodeState, host: str, port: int) -> DataDirectory:
-    """Look whether a member is down: no process on its data directory, its port closed (hazard H14).
+def check_patroni_down(patroni: PatroniHook, node: NodeHook, address: MemberAddress) -> None:
+    """Look whether a member's Patroni is gone: by its REST API too, since a status command can be wrong.
 
     :raises FailedForNowError: while it is not.
     """
+    status = node.service_status()
+    if status.running:
+        raise FailedForNowError(f"{node.where}: Patroni still runs after its stop ({status.text})")
+    if patroni_lives(patroni, address):
+        raise FailedForNowError(
+            f"{node.where}: Patroni still answers on {address.api_url} after its stop, though node.status says that it "
+            f"does not run ({status.text or 'without a word'}); expected it gone. Stop it there, and look whether the "
+            "registry's stop and status commands are those of this node"
+        )
+
+
+def patroni_lives(patroni: PatroniHook, address: MemberAddress) -> bool:
+    """Tell whether a Patroni has its REST API open; a proxy in front of one that is gone does not count."""
+    url = httpx.URL(address.api_url)
+    if not listens(url.host, url.port or (443 if url.scheme == "https" else 80)):
+        return False
+    try:
+        return "patroni" in patroni.member_status(address.api_url)
+    except UnreachableError:
+        # It accepts connections and says nothing: one that hangs can come to itself.
+        return True
+    except FailedForNowError:
+        return False
+
+
+def check_down(patroni: PatroniHook, node: NodeHook, state: NodeState, address: MemberAddress) -> DataDirectory:
+    """Look whether a member is down: no Patroni, no process on its data directory, its port closed (hazard H14).
+
+    :raises FailedForNowError: while it is not.
+    """
+    if patroni_lives(patroni, address):
+        raise FailedForNowError(f"{node.where}: Patroni answers on {address.api_url}; expected it stopped")
+    host, port = address.host, address.port
     found = node.data_directory(state.config)
     if found.server_processes:
         raise FailedForNowError(
@@ -43,7 +77,9 @@ def check_down(node: NodeHook, state: NodeState, host: str, port: int) -> DataDi
     return found
 
 
-def stop_member(node: NodeHook, host: str, port: int, state: NodeState | None = None) -> DataDirectory:
+def stop_member(
+    patroni: PatroniHook, node: NodeHook, address: MemberAddress, state: NodeState | None = None
+) -> DataDirectory:
     """Stop Patroni and PostgreSQL on a node, for good: through a reboot, until its own rejoin (H13, H14).
 
     The configuration is moved aside first: a running Patroni does not need it, and nobody can start
@@ -57,18 +93,13 @@ def stop_member(node: NodeHook, host: str, port: int, state: NodeState | None = 
     if not state.aside:
         node.done(shell.set_aside(node.config_path), "moving Patroni's configuration aside")
     # Where it was in place, the service most likely runs; stopping one that does not is harmless.
-    if not state.aside or node.service_status().running:
+    if not state.aside or node.service_status().running or patroni_lives(patroni, address):
         try:
             node.service("stop", timeout_seconds=STOP_SECONDS)
         except OutcomeUnknownError as error:
             node.log.warning("%s. Looking at what runs", error)
-
-        def inactive() -> None:
-            status = node.service_status()
-            if status.running:
-                raise FailedForNowError(f"{node.where}: Patroni still runs after its stop ({status.text})")
-
-        wait_until(inactive, seconds=20)
+        # Before its server is touched: a living Patroni would start that again, or lead.
+        wait_until(lambda: check_patroni_down(patroni, node, address), seconds=20)
     found = node.data_directory(state.config)
     if found.server_processes:
         # Maintenance mode, or KillMode=process and a slow shutdown.
@@ -77,8 +108,8 @@ def stop_member(node: NodeHook, host: str, port: int, state: NodeState | None = 
             "stopping PostgreSQL, which its service left running",
             timeout_seconds=STOP_SECONDS,
         )
-    if found.server_processes or listens(host, port):
-        found = wait_until(lambda: check_down(node, state, host, port), seconds=20)
+    if found.server_processes or listens(address.host, address.port):
+        found = wait_until(lambda: check_down(patroni, node, state, address), seconds=20)
     if (left_as := cluster_state(found)) not in DOWN_STATES:
         node.log.warning("%s: was not shut down cleanly (%s); nothing runs there", node.where, left_as)
     return found

@@ -194,10 +194,7 @@ class PlanRollbackOperator(BluegreenOperator):
         parts.update({name: "is declared down: rejoins later" for name in down})
         for name, part in sorted(parts.items()):
             self.log.info("%s %s", name, part)
-        addresses = {
-            name: {"host": place.host, "port": place.port, "ssh_host": place.ssh_host}
-            for name, place in checkpoint.members.items()
-        }
+        addresses = {name: place.model_dump() for name, place in checkpoint.members.items()}
         return {
             "checkpoint": checkpoint.public(),
             "reason": str(self.reason)[:2000],

@@ -93,7 +93,7 @@ class RecoverToMarkOperator(BluegreenOperator):
                     f"{node.where}: {node.config_path} is in place, so Patroni could start there; "
                     "expected it moved aside"
                 )
-            return check_down(node, state, address.host, address.port)
+            return check_down(hook.patroni, node, state, address)
 
         found = hook.on_each({checkpoint.held, *checkpoint.others} - down, look)
         held = found.pop(checkpoint.held)

@@ -73,7 +73,7 @@ class RejoinMemberOperator(BluegreenOperator):
             except FailedForNowError as error:
                 self.log.info("%s is started but not back: %s", self.member, error)
         address = checkpoint.members[self.member]
-        found = stop_member(node, address.host, address.port)
+        found = stop_member(hook.patroni, node, address)
         reason = why_no_rewind(found, state)
         if how == "rewind" and reason:
             raise RefusedError(f"{node.where}: cannot be rewound: {reason}. Use rejoin = reclone")
@@ -91,7 +91,7 @@ class RejoinMemberOperator(BluegreenOperator):
                     raise
                 reason = f"rewinding did not bring it back ({error})"
                 self.log.warning("%s: %s. Cloning it afresh", self.member, reason)
-                stop_member(node, address.host, address.port)
+                stop_member(hook.patroni, node, address)
         warnings = self._reclone(hook, survey, checkpoint)
         back = self._back(hook, checkpoint, survey, "reclone", seconds=CLONE_SECONDS)
         because = reason if how == "auto" and reason else ASKED_FOR
@@ -135,7 +135,7 @@ class RejoinMemberOperator(BluegreenOperator):
         node, state = hook.nodes[self.member], survey.states[self.member]
         prove_write(hook, checkpoint, self._leader(hook, survey, checkpoint))
         address = checkpoint.members[self.member]
-        found = check_down(node, state, address.host, address.port)
+        found = check_down(hook.patroni, node, state, address)
         warnings = []
         if found.wal_link and not state.config.clones_with_waldir:
             warnings.append(

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from bluegreen.checkpoint import MemberAddress
 from bluegreen.exceptions import RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import NodeHook
@@ -26,10 +29,17 @@ class StopMembersOperator(BluegreenOperator):
 
         stop = StopMembersOperator(
             task_id="stop", cluster="orders",
-            members={"n2": {"host": "10.0.0.2", "port": 5432, "ssh_host": "10.0.0.2"}},
+            members={
+                "n2": {
+                    "host": "10.0.0.2",
+                    "port": 5432,
+                    "api_url": "http://10.0.0.2:8008/patroni",
+                    "ssh_host": "10.0.0.2",
+                }
+            },
         )
 
-    :param members: name to ``host``, ``port`` and ``ssh_host`` (templated); an empty mapping does nothing.
+    :param members: name to ``host``, ``port``, ``api_url`` and ``ssh_host`` (templated); an empty mapping does nothing.
     :param beside: members that are stopped meanwhile, at any moment (templated).
     :param last: members that are stopped when all of ``members`` are down, as the leader must be: while another
         replica runs, that one would be promoted in its place (hazard H5) (templated).
@@ -49,16 +59,16 @@ class StopMembersOperator(BluegreenOperator):
         members, beside, last = (_mapping(value) for value in (self.members, self.beside or {}, self.last or {}))
         addresses = {**members, **beside, **last}
         for name, address in addresses.items():
-            hook.node(name, address["ssh_host"])
+            hook.node(name, address.ssh_host)
+        # Like the nodes' connections: read before threads start, since it asks Airflow's API.
+        hook.patroni.get_conn()
 
         states = hook.on_each(addresses, NodeHook.state)
         hook.refuse_foreign_lock(owner_of(context, ""), states)
 
         def stop(node: NodeHook) -> dict[str, object]:
-            address = addresses[node.member]
-            return {
-                "state": cluster_state(stop_member(node, address["host"], int(address["port"]), states[node.member]))
-            }
+            found = stop_member(hook.patroni, node, addresses[node.member], states[node.member])
+            return {"state": cluster_state(found)}
 
         with ThreadPoolExecutor(max_workers=1) as pool:
             meanwhile = pool.submit(hook.on_each, beside, stop)
@@ -70,7 +80,14 @@ class StopMembersOperator(BluegreenOperator):
         return {"stopped": stopped}
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def _mapping(value: object) -> dict[str, MemberAddress]:
     if not isinstance(value, dict):
         raise RefusedError(f"found {type(value).__name__} as members; expected a mapping of name to address")
-    return value
+    try:
+        return {str(name): MemberAddress.model_validate(address) for name, address in value.items()}
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise RefusedError(
+            f"found a member without a usable {'.'.join(map(str, wrong['loc']))}; expected host, port, api_url and "
+            "ssh_host"
+        ) from None
