@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
+import psycopg
 
 from lab.cluster import Lab
 from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, RUN, Place
@@ -196,7 +198,17 @@ class ComposeLab(Lab):
 
     def _start(self) -> None:
         docker("start", *(container(name) for name in self.nodes))
-        self.wait_healthy(90)
+        deadline = time.monotonic() + 90
+        while True:
+            self.wait_healthy(90)
+            # Patroni calls it the leader some time before it takes writes.
+            leader = self.leader()
+            with contextlib.suppress(psycopg.Error):
+                if leader and self.value(leader, "show transaction_read_only", database="postgres") == "off":
+                    return
+            if time.monotonic() > deadline:
+                raise LabError(f"After 90 s {leader} does not take writes; see journalctl -u patroni in its container")
+            time.sleep(0.3)
 
 
 def _copy(source: Path, target: Path) -> None:
