@@ -67,7 +67,7 @@ def build_images() -> None:
     """Build what docker-compose.yaml runs; each image once, though several services share it."""
     for target in IMAGES:
         name = f"bluegreen-{target}"
-        network = os.environ.get("BUILD_NETWORK", "default")
+        network = os.environ.get("BUILD_NETWORK", "host")
         options = ["--network", network, "-f", "compose/Dockerfile", "--target", target, "-t", name]
         done = subprocess.run(["docker", "build", "-q", *options, "."], cwd=CHECKOUT, capture_output=True, text=True)
         if done.returncode:

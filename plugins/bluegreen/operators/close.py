@@ -127,8 +127,14 @@ def _all_stream(hook: ClusterHook, members: list[str]) -> None:
     topology = hook.patroni.topology()
     leader = topology.leader
     streaming = {row["application_name"] for row in hook.replication(topology) if row["state"] == "streaming"}
+    known = {member.name: member for member in topology.members}
     for name in members:
-        member = topology.member(name)
+        if name not in known:
+            raise FailedForNowError(
+                f"{name} is not in the cluster, so Patroni does not run there; expected it to stream. Start Patroni on "
+                f"{name}, then run this again"
+            )
+        member = known[name]
         if name != leader.name and (member.timeline != leader.timeline or not member.is_running):
             raise FailedForNowError(f"{name} is {member.state} on timeline {member.timeline}, not {leader.timeline}")
         if name not in {leader.name, *streaming}:
