@@ -15,7 +15,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -52,7 +52,8 @@ class Result:
         :raises FailedForNowError: when a line is not one that the script prints.
         """
         found: dict[str, str] = {}
-        for line in self.output.splitlines():
+        # One line at a time: a list of all lines can be many times as large as the output.
+        for line in _lines(self.output):
             name, tab, content = line.partition("\t")
             try:
                 found[name] = base64.b64decode(content, validate=True).decode("utf-8", "surrogateescape")
@@ -489,6 +490,15 @@ class NodeHook:
         if result.status in (126, 127) or "sudo:" in result.error:
             raise RefusedError(f"{self.where}: the registry's node.status command cannot be run; it said: {text}")
         return Service(result.status == 0, text)
+
+
+def _lines(text: str) -> Iterator[str]:
+    begin = 0
+    while begin < len(text):
+        end = text.find("\n", begin)
+        end = len(text) if end < 0 else end
+        yield text[begin:end]
+        begin = end + 1
 
 
 def _named(found: Mapping[str, str], prefix: str) -> dict[str, str]:
