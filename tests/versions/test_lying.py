@@ -178,7 +178,7 @@ OUTPUTS: dict[str, tuple[str, Output, str]] = {
     "not UTF-8": (READS, said(b"\xff\xfe\x00\n"), "expected a section of ours"),
     "a profile that prints": (READS, said(b"Welcome to n2!\n\x1b[31m$(touch x)\n"), "expected a section of ours"),
     "nothing": (READS, said(b""), "n2"),
-    "many lines": (READS, said(b"\n" * (15 * MEGABYTE)), "expected a section of ours"),
+    "many lines": (READS, said(b"\n" * (8 * MEGABYTE)), "expected a section of ours"),
     "no figures": (PROBES, said(b"now\tJChpZCk=\nprocesses\tJChpZCk=\n"), "expected"),
     "members that are not": (LISTS, said(json.dumps([{"Member": "n2", "Host": "x"}]).encode()), "expected the same"),
     "a list that is deep": (LISTS, said(b"[" * 200_000), "it said"),
