@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 SERVICE_SECONDS = 90
+PROOF_SECONDS = 20
 
 
 class PutBackOperator(BluegreenOperator):
@@ -93,7 +94,7 @@ class PutBackOperator(BluegreenOperator):
         if state.saved:
             held.close_again()
         self._start(hook, survey, checkpoint, [*others, checkpoint.held])
-        wait_until(partial(prove_held, hook, checkpoint), seconds=SERVICE_SECONDS, every_seconds=1)
+        wait_until(partial(prove_held, hook, checkpoint), seconds=PROOF_SECONDS, every_seconds=1)
         checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
         hook.write_journal(checkpoint, needed=set(checkpoint.members) - down)
         return {"put_back": True, "checkpoint": checkpoint.public()}
