@@ -109,6 +109,11 @@ class PatroniHook(BaseHook):
         :raises FailedForNowError: when the answer is too large.
         :raises RefusedError: when one side does not accept the other's certificate.
         """
+        if url.startswith("http://") and all(known.startswith("https://") for known in self.cluster.patroni):
+            raise RefusedError(
+                f"found {url[:80]!r} as a member's address, and the registry says https:// of every one; expected TLS "
+                "there too, since user and password would be sent. Look at restapi: connect_address and certfile there"
+            )
         client = self.get_conn()
         limit = whole_seconds or ANSWER_SECONDS + read_seconds - TIMEOUT_SECONDS
         timeout = httpx.Timeout(min(TIMEOUT_SECONDS, limit), read=min(read_seconds, limit))

@@ -448,3 +448,9 @@ def test_the_base_of_a_members_address(api_url: str, base: str) -> None:
 def test_an_address_that_is_none_fails_for_now(api_url: str) -> None:
     with hook("http://127.0.0.1:1") as api, pytest.raises(FailedForNowError):
         api.member_status(api_url)
+
+
+def test_user_and_password_do_not_go_from_https_to_http(server: Server) -> None:
+    with pytest.raises(RefusedError, match="the registry says https://"):
+        hook("https://127.0.0.1:1").member_status(f"{server.url}/patroni")
+    assert server.requests == []
