@@ -102,7 +102,7 @@ def test_a_killed_worker_finds_the_same_child_again(scene: Scene, standalone: Ai
     killed = _kill_task(standalone, "take_checkpoint")
     report = scene.finish("deploy", run_id)
     assert report["result"] == "deployed", (killed, report)
-    children = scene.airflow.get("dags/bluegreen_checkpoint/dagRuns", limit=100)["dag_runs"]
+    children = scene.airflow.get("dags/bluegreen_checkpoint/dagRuns", limit=100, order_by="-start_date")["dag_runs"]
     assert [run["dag_run_id"] for run in children if run["dag_run_id"].startswith(run_id)] == [
         f"{run_id}__bluegreen_checkpoint__0"
     ]
