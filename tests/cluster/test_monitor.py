@@ -41,7 +41,8 @@ def change(registry: Path, cluster: str, **values: Any) -> None:
 def look(scene: Scene, cluster: str) -> tuple[str, str, dict[str, Any]]:
     """Have the monitor look; return state, problems and figures of one cluster's tasks.
 
-    Unpausing it starts the run of this minute too, so what any run since then says counts.
+    Unpausing it starts the run of this minute too, or goes on with one that was begun before, so what any look since
+    then says counts.
     """
     airflow = scene.airflow
     since = datetime.now(UTC).isoformat()
@@ -50,11 +51,12 @@ def look(scene: Scene, cluster: str) -> tuple[str, str, dict[str, Any]]:
         airflow.wait("bluegreen_monitor", airflow.trigger("bluegreen_monitor", {}), seconds=180)
     finally:
         airflow.request("PATCH", "dags/bluegreen_monitor", {"is_paused": True})
-    runs = airflow.get("dags/bluegreen_monitor/dagRuns", start_date_gte=since, order_by="start_date")["dag_runs"]
+    runs = airflow.get("dags/bluegreen_monitor/dagRuns", order_by="-start_date", limit=5)["dag_runs"]
     states, problems, figures = set(), [], {}
-    for run in runs:
+    for run in reversed(runs):
         for task in airflow.tasks("bluegreen_monitor", run["dag_run_id"]):
-            if task["task_id"] == "look" and task["rendered_map_index"] == cluster:
+            is_new = (task["start_date"] or "") >= since
+            if is_new and task["task_id"] == "look" and task["rendered_map_index"] == cluster:
                 states.add(task["state"])
                 path = f"dags/bluegreen_monitor/dagRuns/{run['dag_run_id']}/taskInstances/look/xcomEntries"
                 for key in ("problem", "return_value"):
