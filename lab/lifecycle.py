@@ -11,8 +11,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psycopg
 from psycopg import sql
 
 from lab.cluster import Lab
@@ -195,23 +197,22 @@ def _wait_etcd(settings: Settings, timeout: float = 20) -> None:
         time.sleep(0.05)
 
 
-def _create_roles(lab: Lab, leader: str) -> None:
-    """The database `app`, its owner `release`, and `bluegreen`, the role that this project logs in as."""
-    users = lab.info["users"]
-    with lab.connect(leader, "postgres") as connection:
-        if connection.execute("select 1 from pg_database where datname = 'app'").fetchone():
-            return
-        for role in ("release", "bluegreen"):
-            create = sql.SQL("create role {} login password {}")
-            connection.execute(create.format(sql.Identifier(role), sql.Literal(users[role])))
-        connection.execute("grant release to bluegreen")
-        connection.execute("create database app owner release")
+def create_roles(connection: psycopg.Connection[Any], passwords: dict[str, str]) -> None:
+    """The database `app`, its owner `release`, and `bluegreen`, the role that this project logs in as; made once."""
+    if connection.execute("select 1 from pg_database where datname = 'app'").fetchone():
+        return
+    for role in ("release", "bluegreen"):
+        create = sql.SQL("create role {} login password {}")
+        connection.execute(create.format(sql.Identifier(role), sql.Literal(passwords[role])))
+    connection.execute("grant release to bluegreen")
+    connection.execute("create database app owner release")
 
 
 def _apply_grants(settings: Settings, lab: Lab) -> None:
     """What bluegreen needs on the servers; applied again at every start, so that a change arrives."""
     leader = lab.wait_leader(30)
-    _create_roles(lab, leader)
+    with lab.connect(leader, "postgres") as session:
+        create_roles(session, lab.info["users"])
     member = lab.nodes[leader]
     text = _grants(settings).read_text()
     command = [settings.bin_dir / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "role=bluegreen"]

@@ -45,6 +45,15 @@ def read_environment(run: Path) -> dict[str, str]:
     return found
 
 
+def unhealthy(url: str) -> list[str]:
+    """The components of the Airflow at this address that are not healthy; all of them where nothing answers."""
+    try:
+        answer = httpx.get(f"{url}/api/v2/monitor/health", timeout=5, trust_env=False).json()
+    except (httpx.HTTPError, ValueError):
+        return list(HEALTHY)
+    return [name for name in HEALTHY if (answer.get(name) or {}).get("status") != "healthy"]
+
+
 class Airflow:
     """One Airflow, in the folder that airflow.env names."""
 
@@ -76,11 +85,7 @@ class Airflow:
 
     def unhealthy(self) -> list[str]:
         """The components that are not healthy; all of them where nothing answers."""
-        try:
-            answer = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=5, trust_env=False).json()
-        except (httpx.HTTPError, ValueError):
-            return list(HEALTHY)
-        return [name for name in HEALTHY if (answer.get(name) or {}).get("status") != "healthy"]
+        return unhealthy(self.url)
 
     def start(self, timeout: float = 180) -> float | None:
         """Start it and wait until all components are healthy; None where it ran already.

@@ -11,13 +11,12 @@ import time
 
 import httpx
 import psycopg
-from psycopg import sql
 from rich.console import Console
 
 from lab.compose import stack
 from lab.compose.files import BIN_DIR, CLUSTERS, RUN, Place, load_secrets, write_all
 from lab.config import CHECKOUT, LabError
-from lab.lifecycle import FRESH
+from lab.lifecycle import FRESH, create_roles
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -92,12 +91,7 @@ def prepare_cluster(cluster: str, nodes: list[str], timeout: float = 180) -> Non
     with psycopg.connect(
         host=place.hosts[leader], user="postgres", password=known["postgres"], dbname="postgres", autocommit=True
     ) as connection:
-        if not connection.execute("select 1 from pg_database where datname = 'app'").fetchone():
-            for role in ("release", "bluegreen"):
-                create = sql.SQL("create role {} login password {}")
-                connection.execute(create.format(sql.Identifier(role), sql.Literal(known[role])))
-            connection.execute("grant release to bluegreen")
-            connection.execute("create database app owner release")
+        create_roles(connection, known)
     grants = (CHECKOUT / "include" / "sql" / "grants.sql").read_text()
     command = f"PGOPTIONS='-c client_min_messages=warning' exec {BIN_DIR}/psql -Xqv ON_ERROR_STOP=1 -v role=bluegreen"
     options_of_docker = ["-i", "-u", "postgres", "-e", "PGPASSWORD", "-e", "PGDATABASE=app"]

@@ -10,15 +10,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import httpx
 import psycopg
 
 from lab.cluster import Lab
 from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, RUN, Place
 from lab.config import CHECKOUT, LabError
+from lab.standalone import unhealthy
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
-HEALTHY = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 IMAGES = ("node", "services", "airflow")
 # as long as this file is there systemd does not start a killed Patroni again
 NO_RESTART = "/run/systemd/system/patroni.service.d/stays-down.conf"
@@ -246,15 +245,7 @@ def wait_airflow(place: Place, timeout: float = 240) -> None:
     :raises LabError: when one is not in time.
     """
     deadline = time.monotonic() + timeout
-    url = f"http://127.0.0.1:{place.port}/api/v2/monitor/health"
-    while True:
-        try:
-            answer = httpx.get(url, timeout=5, trust_env=False).json()
-            missing = [name for name in HEALTHY if (answer.get(name) or {}).get("status") != "healthy"]
-        except (httpx.HTTPError, ValueError):
-            missing = list(HEALTHY)
-        if not missing:
-            return
+    while missing := unhealthy(f"http://127.0.0.1:{place.port}"):
         if time.monotonic() > deadline:
             raise LabError(f"Airflow: not healthy after {timeout:.0f} s: {', '.join(missing)}; see docker-compose logs")
         time.sleep(1)

@@ -53,16 +53,16 @@ class StartLeaderOperator(BluegreenOperator):
         survey.require([checkpoint.held])
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         warnings: list[str] = []
-        if checkpoint.phase is Phase.PROMOTED:
-            if state.aside:
-                warnings = self._bring_back(node, state, checkpoint)
-            start_patroni(node)
-        elif not _another_leads(survey, checkpoint.held):
+        if checkpoint.phase is Phase.PROMOTED and state.aside:
+            warnings = self._bring_back(node, state, checkpoint)
+        starts_first = checkpoint.phase is Phase.PROMOTED or not _another_leads(survey, checkpoint.held)
+        if starts_first:
             start_patroni(node)
         look = partial(look_at_leader, hook, survey, checkpoint)
         leader = wait_until(look, seconds=LEADER_SECONDS, every_seconds=0.1)
-        # Beside a leader on another line of history its Patroni would rewind the proven data away: never before.
-        start_patroni(node)
+        if not starts_first:
+            # Beside a leader on another line of history its Patroni would rewind the proven data away: never before.
+            start_patroni(node)
         write = wait_until(partial(prove_write, hook, checkpoint, leader), seconds=30, every_seconds=0.1)
         try:
             warnings += restore_dynamic_config(hook, checkpoint, leader, seconds=1)
