@@ -1,6 +1,6 @@
 #!/bin/bash
-# Look every locked package up in the database of known vulnerabilities; 1 when one is known, and a sentence where
-# the database cannot be reached.
+# Look every locked package up in the database of known vulnerabilities; 1 when one is known or pip-audit fails, and
+# a sentence where the database cannot be reached.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,9 +13,10 @@ if [ ! -x $venv/bin/pip-audit ]; then
     rm -f "$log"
 fi
 status=0
-for lock in requirements.lock lab/requirements.lock; do
+for lock in requirements.lock lab/requirements.lock compose/requirements.lock; do
     out=$(mktemp)
-    said=$(timeout 300 $venv/bin/pip-audit --require-hashes --disable-pip --progress-spinner off -r $lock 2>&1 >"$out") || true
+    code=0
+    said=$(timeout 300 $venv/bin/pip-audit --require-hashes --disable-pip --progress-spinner off -r $lock 2>&1 >"$out") || code=$?
     skipped=$(grep -c 'could not be audited' "$out" || true)
     if grep -q '^Found [0-9]* known vulnerab' <<<"$said"; then
         cat "$out"
@@ -25,8 +26,11 @@ for lock in requirements.lock lab/requirements.lock; do
         echo "audit: $lock: the database cannot be reached from here: $skipped packages were not audited"
     elif grep -q 'No known vulnerabilities found' <<<"$said"; then
         echo "audit: $lock: no known vulnerability"
+    elif [ $code = 124 ]; then
+        echo "audit: $lock: the database did not answer within 300 s: nothing was audited"
     else
-        echo "audit: $lock: not audited: $(tail -n 1 <<<"$said")"
+        echo "audit: $lock: pip-audit ended with $code: $(tail -n 1 <<<"$said")" >&2
+        status=1
     fi
     rm -f "$out"
 done
