@@ -354,7 +354,7 @@ def main() -> int:
     airflow = Airflow(settings.run, read_environment(settings.run))
     was_stopped = airflow.start() is not None
     client = lab_client(settings.run)
-    _wait_for_dags(client)
+    wait_for_dags(client)
     paused = client.get(f"dags/{MONITOR}")["is_paused"]
     client.request("PATCH", f"dags/{MONITOR}", {"is_paused": True})
     bench = Bench(settings, lab, client)
@@ -382,13 +382,26 @@ def main() -> int:
     return 0 if all(result[name] <= target for name, target in TARGETS.items()) else 1
 
 
-def _wait_for_dags(client: AirflowClient) -> None:
+def wait_for_dags(client: AirflowClient) -> None:
+    """Wait until Airflow has read them."""
     wanted = {"bluegreen_checkpoint", "bluegreen_rollback", MONITOR}
     deadline = time.monotonic() + 60
     while not wanted <= {dag["dag_id"] for dag in client.get("dags", limit=100)["dags"]}:
         if time.monotonic() > deadline:
             raise TimeoutError("Airflow does not know the DAGs")
         time.sleep(0.5)
+
+
+def machine(lab: Lab) -> dict[str, Any]:
+    """On what it was measured."""
+    return {
+        "cores": os.cpu_count(),
+        "memory_mb": round(psutil.virtual_memory().total / 2**20),
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "python": platform.python_version(),
+        "postgresql": lab.info["server_version"],
+    }
 
 
 def summary(bench: Bench, memory: dict[str, float], lab: Lab) -> dict[str, Any]:
@@ -405,14 +418,7 @@ def summary(bench: Bench, memory: dict[str, float], lab: Lab) -> dict[str, Any]:
         "rounds": {"script": bench.script.seconds, "dag": bench.dag.seconds, "script_woken": bench.woken.seconds},
         "details": {"script": bench.script.details, "dag": bench.dag.details},
         "idle_memory": memory,
-        "machine": {
-            "cores": os.cpu_count(),
-            "memory_mb": round(psutil.virtual_memory().total / 2**20),
-            "system": platform.system(),
-            "architecture": platform.machine(),
-            "python": platform.python_version(),
-            "postgresql": lab.info["server_version"],
-        },
+        "machine": machine(lab),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

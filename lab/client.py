@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 TRIGGER_TRIES = 5
+PAGE = 100
 TERMINAL = frozenset({"success", "failed"})
 
 
@@ -58,9 +59,13 @@ class AirflowClient:
         return str(self.get(f"dags/{dag_id}/dagRuns/{run_id}")["state"])
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """Return a run's task instances."""
-        found = self.get(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=200)
-        return list(found["task_instances"])
+        """Return a run's task instances, all of them."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.get(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=PAGE, offset=len(found))
+            found += page["task_instances"]
+            if not page["task_instances"] or len(found) >= page["total_entries"]:
+                return found
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """Return an XCom's value, or None."""

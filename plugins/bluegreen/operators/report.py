@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REFUSALS = frozenset({"RefusedError", "RegistryError", "CheckpointLostError", "LockedError"})
 _FAILED_STATES = frozenset({"failed", "upstream_failed"})
+_NEVER_RAN = frozenset({"upstream_failed", "skipped", "removed"})
 _GOOD_STATES = frozenset({"success", "skipped", "removed"})
 
 
@@ -222,6 +223,10 @@ class Gathered:
     def _any_state(self, name: str, wanted: frozenset[str]) -> bool:
         return any(state in wanted for state in self._states_of(name))
 
+    def began(self, name: str) -> bool:
+        """Tell whether a task of this name may have run; one of which nothing is known may have."""
+        return not (set(self._states_of(name)) or {""}) <= _NEVER_RAN
+
     def child_report(self, name: str) -> dict[str, Any]:
         """Return the report of the child that a task waited for, also of one that failed."""
         found = [*self.results.get(name, []), *self.child_reports.get(name, [])]
@@ -319,4 +324,14 @@ def _after_failed_rollback(gathered: Gathered) -> str:
             "the sentence names, then run bluegreen_rollback again with the same params; it goes on where this one "
             "stopped."
         )
-    return "Nothing is known of the state in which it stopped. Look at the members, then run bluegreen_rollback again."
+    problem = gathered.problems.get("put_back")
+    why = f" failed too: {problem['message'].rstrip('.')}." if problem else " did not succeed; its log has the reason."
+    # Recovery is written into every journal before it begins.
+    promoted = "Nobody is promoted, and the checkpoint is still held."
+    if record.get("phase") not in {"held", "stopping"} or gathered.began("recover"):
+        promoted = f"Whether {record.get('held') or 'the held member'} is promoted at the mark is not known."
+    return (
+        f"Putting the old cluster back into service{why} {promoted} The cluster may serve nobody: mend what these "
+        "sentences name, then run bluegreen_rollback again with the same params; it looks first, and goes on where "
+        "this one stopped."
+    )

@@ -330,7 +330,8 @@ def test_a_failed_resume_says_what_to_run() -> None:
         ("promoted", {"put_back": False}, "there is only forward"),
         ("promoted", None, "there is only forward"),
         ("taken_over", None, "there is only forward"),
-        ("recovering", None, "Nothing is known of the state"),
+        ("recovering", None, "did not succeed; its log has the reason. Whether n2 is promoted at the mark is not known"),
+        ("stopping", None, "Whether n2 is promoted at the mark is not known"),
     ],
 )
 def test_a_failed_rollback_says_where_it_stopped_and_what_to_do(
@@ -344,6 +345,31 @@ def test_a_failed_rollback_says_where_it_stopped_and_what_to_do(
     )
     assert report["result"] == "failed"
     assert report["message"].startswith("the server ended. ") and sentence in report["message"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "recover", "sentence"),
+    [
+        ("held", "upstream_failed", "Nobody is promoted, and the checkpoint is still held."),
+        ("stopping", "upstream_failed", "Nobody is promoted, and the checkpoint is still held."),
+        ("stopping", "failed", "Whether n2 is promoted at the mark is not known."),
+        ("stopping", None, "Whether n2 is promoted at the mark is not known."),
+        ("recovering", "upstream_failed", "Whether n2 is promoted at the mark is not known."),
+    ],
+)
+def test_a_rollback_that_could_not_put_back_says_why_and_whether_anybody_may_be_promoted(
+    phase: str, recover: str | None, sentence: str
+) -> None:
+    report = _report(
+        "rollback",
+        {"plan": "success", "stop": "failed", **({"recover": recover} if recover else {}), "put_back": "failed"},
+        {"plan": {"checkpoint": {**CHECKPOINT, "phase": phase}}},
+        {"stop": _problem("n1 still answers"), "put_back": _problem("the start of n3 failed.")},
+    )
+    assert report["message"].startswith(
+        "n1 still answers. Putting the old cluster back into service failed too: the start of n3 failed. " + sentence
+    )
+    assert "run bluegreen_rollback again with the same params" in report["message"]
 
 
 # The leaf
