@@ -330,7 +330,7 @@ def test_a_failed_resume_says_what_to_run() -> None:
         ("promoted", {"put_back": False}, "there is only forward"),
         ("promoted", None, "there is only forward"),
         ("taken_over", None, "there is only forward"),
-        ("recovering", None, "did not succeed; its log has the reason. Whether n2 is promoted at the mark is not known"),
+        ("recovering", None, "its log has the reason. Whether n2 is promoted at the mark is not known"),
         ("stopping", None, "Whether n2 is promoted at the mark is not known"),
     ],
 )
