@@ -73,7 +73,7 @@ CASES |= {
     "five-nodes": Case(("test_sizes.py",), lab={"LAB_NODES": "5"}),
     "tls": Case(("test_paths.py", "test_tls.py"), lab={"LAB_TLS": "1"}),
     "layouts": Case(("test_layouts.py", "test_synchronous.py")),
-    "hostile": Case(("test_injection.py", "test_lying.py")),
+    "hostile": Case(("test_injection.py", "test_lying.py", "test_lying_rollback.py")),
 }
 
 

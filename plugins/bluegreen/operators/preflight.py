@@ -134,6 +134,11 @@ class CheckpointPreflightOperator(BluegreenOperator):
         version = ServerVersion(int(identity["server_version_num"]))
         if identity["in_recovery"] is not False:
             raise FailedForNowError(f"{primary.where}: Patroni calls it the leader, but it is in recovery")
+        if identity["timeline"] != leader.timeline:
+            raise FailedForNowError(
+                f"{primary.where}: Patroni says that it is on timeline {leader.timeline}, PostgreSQL that it is on "
+                f"{identity['timeline']}; expected the same"
+            )
         _no_airflow(hook, leader, checks)
         data = hook.on_each(
             [member.name for member in topology.members],

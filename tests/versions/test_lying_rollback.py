@@ -1,0 +1,125 @@
+"""A rollback or a resume that is lied to ends in the state before it or after it, says which, and the truth ends it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from lab.cluster import Lab
+from tests.cluster.scene import Scene
+from tests.cluster.verdict import look, unchanged, verdict
+from tests.faults.judge import Expectation, settle, wrongs
+from tests.versions.liars import (
+    HttpLie,
+    Output,
+    costly,
+    failed_clearly,
+    is_a_sentence,
+    lying_node,
+    lying_patronis,
+    of_cluster,
+)
+from tests.versions.lies import ANSWERS, LIES, OUTPUTS, for_ever, half, much, said
+
+HELD, THIRD = "n2", "n3"
+RUN_SECONDS = 180
+TAMPERED = b"rmgr: Transaction len (rec/tot): 34/34, tx: 1, lsn: 0/1, prev 0/0, desc: COMMIT $(touch /tmp/x)\n"
+"""The form in which pg_waldump prints a commit, of another transaction."""
+
+
+def ready(scene: Scene) -> Expectation:
+    """A checkpoint, and a deployment after it that must go."""
+    scene.checkpoint(standby=HELD)
+    return Expectation(scene, "rollback", scene.deploy_badly())
+
+
+def conf_of(scene: Scene, dag: str) -> dict[str, object]:
+    return scene.rollback_conf() if dag == "rollback" else {"checkpoint": scene.record["id"]}
+
+
+PATRONI: dict[str, HttpLie] = {
+    **{kind: ANSWERS[kind][0] for kind in ("huge", "slow body", "compressed bomb", "deep nesting")},
+    **{kind: of_cluster(LIES[kind][0]) for kind in ("a hostile name", "hosts swapped", "another leader")},
+}
+
+
+@pytest.mark.parametrize("dag", ["resume", "rollback"])
+def test_an_output_of_the_held_node_that_is_no_answer(scene: Scene, run_folder: Path, dag: str) -> None:
+    ready(scene)
+    before = look(scene.lab)
+    for kind in ("huge", "cut off", "not UTF-8", "a profile that prints", "many lines"):
+        word, lie, words = OUTPUTS[kind]
+        with lying_node(scene.lab, run_folder, HELD, {word: lie}):
+            failed_clearly(costly(scene, dag, **conf_of(scene, dag)), words)
+        unchanged(scene.lab, before)
+    scene.must(dag, **conf_of(scene, dag))
+
+
+@pytest.mark.parametrize("kind", PATRONI)
+def test_a_rollback_behind_lying_patronis(scene: Scene, run_folder: Path, kind: str) -> None:
+    expected = ready(scene)
+    with lying_patronis(scene.lab, run_folder, {"GET /cluster": PATRONI[kind]}):
+        cost = costly(scene, "rollback", **scene.rollback_conf())
+    ends_well(scene, expected, cost.state, cost.report)
+    assert cost.seconds < RUN_SECONDS, cost
+
+
+@pytest.mark.parametrize("kind", PATRONI)
+def test_a_resume_behind_lying_patronis(scene: Scene, run_folder: Path, kind: str) -> None:
+    scene.checkpoint(standby=HELD)
+    expected = Expectation(scene, "resume", scene.deploy_badly())
+    with lying_patronis(scene.lab, run_folder, {"GET /cluster": PATRONI[kind]}):
+        cost = costly(scene, "resume", checkpoint=scene.record["id"])
+    assert cost.seconds < RUN_SECONDS, cost
+    ends_well(scene, expected, cost.state, cost.report)
+
+
+# In the middle: the node has answered well until then.
+WALDUMP, START, LOCAL_SQL = "-r Transaction", 'start -D "$data" -w', "ON_ERROR_STOP=1"
+REMAINS, REWIND = "show-config", "--target-pgdata"
+MIDWAY: dict[str, tuple[str, str, Output]] = {
+    "WAL, huge": (HELD, WALDUMP, much),
+    "WAL, not UTF-8": (HELD, WALDUMP, said(b"\xff\xfe\x00\n")),
+    "WAL of another transaction": (HELD, WALDUMP, said(TAMPERED)),
+    "a start without an end": (HELD, START, for_ever),
+    "a start cut off": (HELD, START, half),
+    "local SQL, huge": (HELD, LOCAL_SQL, much),
+    "local SQL, hostile": (HELD, LOCAL_SQL, said(b"t'; drop table x; --\n\x1b[31m\n")),
+    "the DCS's remains": (HELD, REMAINS, said(b"members\tJChpZCk=\n")),
+    "a rewind, huge": (THIRD, REWIND, much),
+    "a rewind, cut off": (THIRD, REWIND, half),
+}
+
+
+@pytest.mark.parametrize("kind", MIDWAY)
+def test_an_output_of_a_node_in_the_middle(scene: Scene, run_folder: Path, kind: str) -> None:
+    member, word, lie = MIDWAY[kind]
+    expected = ready(scene)
+    with lying_node(scene.lab, run_folder, member, {word: lie}) as node:
+        cost = costly(scene, "rollback", **scene.rollback_conf())
+        assert any(word in script for script in node.scripts), f"the lie was not told: {cost}"
+    ends_well(scene, expected, cost.state, cost.report)
+
+
+def ends_well(scene: Scene, expected: Expectation, state: str, report: dict[str, object]) -> None:
+    """Raise unless the run ended before or after its work and said so, and the same run ends it without the lie."""
+    assert is_a_sentence(str(report["message"])), report
+    outcome = settle(expected)
+    found = list(wrongs(expected.operation, state, report, outcome))
+    assert not found, found
+    if outcome.state == "after":
+        return
+    begin = time.monotonic()
+    scene.must(expected.operation, **conf_of(scene, expected.operation))
+    after(scene, expected)
+    assert time.monotonic() - begin < RUN_SECONDS
+
+
+def after(scene: Scene, expected: Expectation) -> None:
+    """Raise unless the cluster is as it must be after the operation."""
+    lab: Lab = scene.lab
+    if expected.operation == "rollback":
+        verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+    else:
+        verdict(lab, before=scene.fresh, rows=expected.deployed)
