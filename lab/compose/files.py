@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets as random
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ruamel.yaml import YAML
 from lab.config import CHECKOUT, POSTGRES_PORT, REST_PORT, LabError, write_private
 
 RUN = CHECKOUT / "compose" / "run"
+REGISTRY = RUN / "registry" / "clusters.yaml"
 DATA_DIR, CONFIG = "/var/lib/postgresql/15/main", "/etc/patroni/config.yml"
 BIN_DIR = "/usr/lib/postgresql/15/bin"
 SSH_USER, SSH_PORT = "bluegreen", 22
@@ -99,11 +101,7 @@ def write_all(place: Place) -> None:
             write_private(seed / "patroni.yml", patroni_yaml(place, cluster, name, known))
             if name in ETCD_NODES:
                 write_private(seed / "etcd", etcd_environment(place, name))
-    with (RUN / "clusters.yaml").open("w") as file:
-        yaml = YAML()
-        yaml.default_flow_style = False
-        yaml.width = 4096
-        yaml.dump({"clusters": {cluster: registry(place, cluster) for cluster in CLUSTERS}}, file)
+    _write_registry(place)
     ssh_config = "".join(f"Host {name}\n  HostName {host}\n\n" for name, host in place.hosts.items())
     ssh_config += f"""\
 Host *
@@ -252,6 +250,23 @@ def etcd_environment(place: Place, name: str) -> str:
     )
 
 
+def _write_registry(place: Place) -> None:
+    """The lab's clusters, or a first copy of include/clusters.yaml for those of the user, which stays.
+
+    It lies in a folder, since an editor puts a new file in the place of the old one, which a mounted file hides.
+    """
+    REGISTRY.parent.mkdir(exist_ok=True)
+    if "lab" not in place.profiles:
+        if not REGISTRY.exists():
+            shutil.copyfile(CHECKOUT / "include" / "clusters.yaml", REGISTRY)
+        return
+    with REGISTRY.open("w") as file:
+        yaml = YAML()
+        yaml.default_flow_style = False
+        yaml.width = 4096
+        yaml.dump({"clusters": {cluster: registry(place, cluster) for cluster in CLUSTERS}}, file)
+
+
 def registry(place: Place, cluster: str) -> dict[str, Any]:
     """The registry's entry; the node's commands are the defaults, those of systemd."""
     checks = ["select count(*) = 1000 from orders", "select bool_and(total > 0) from orders"]
@@ -318,7 +333,7 @@ def container_environment(place: Place, known: dict[str, str]) -> dict[str, str]
                 },
             }
         ),
-        "BLUEGREEN_CLUSTERS": "/opt/airflow/clusters.yaml",
+        "BLUEGREEN_CLUSTERS": "/opt/airflow/registry/clusters.yaml",
     }
     if place.celery:
         values |= {

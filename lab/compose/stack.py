@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 
 from lab.cluster import Lab
-from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, RUN, Place
+from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, REGISTRY, RUN, Place
 from lab.config import CHECKOUT, LabError
 from lab.standalone import unhealthy
 
@@ -222,7 +222,7 @@ class ComposeAirflow:
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self.environment = {"BLUEGREEN_CLUSTERS": str(run / "clusters.yaml")}
+        self.environment = {"BLUEGREEN_CLUSTERS": str(REGISTRY)}
 
     def stop(self) -> bool:
         """Stop every component; tasks that run are waited for."""

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.standalone import Airflow
 from ruamel.yaml import YAML
 from tests.cluster.scene import Scene, wait_for
 from tests.cluster.verdict import verdict
 
 
 @pytest.fixture
-def registry(run_folder: Path) -> Iterator[Path]:
+def registry(standalone: Airflow) -> Iterator[Path]:
     """The lab's registry, put back afterwards."""
-    path = run_folder / "clusters.yaml"
+    path = Path(standalone.environment["BLUEGREEN_CLUSTERS"])
     before = path.read_bytes()
     yield path
     path.write_bytes(before)
