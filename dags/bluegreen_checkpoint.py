@@ -25,10 +25,14 @@ with DAG(
         "cluster": params.cluster(),
         "label": params.label(),
         "standby": params.optional_text("Standby", "The member to hold. Empty: the project chooses."),
+        "break_lock": params.break_lock(),
     },
 ) as dag:
     check = CheckpointPreflightOperator(
-        task_id="check", checkpoint_label=dag.param("label"), standby=dag.param("standby")
+        task_id="check",
+        checkpoint_label=dag.param("label"),
+        standby=dag.param("standby"),
+        break_lock=dag.param("break_lock"),
     )
     hold = HoldStandbyOperator(
         task_id="hold",

@@ -19,9 +19,13 @@ with DAG(
     schedule=None,
     tags=["bluegreen"],
     doc_md=__doc__,
-    params={"cluster": params.cluster(), "checkpoint": params.checkpoint(required=False)},
+    params={
+        "cluster": params.cluster(),
+        "checkpoint": params.checkpoint(required=False),
+        "break_lock": params.break_lock(),
+    },
 ) as dag:
-    check = PlanResumeOperator(task_id="check", checkpoint=dag.param("checkpoint"))
+    check = PlanResumeOperator(task_id="check", checkpoint=dag.param("checkpoint"), break_lock=dag.param("break_lock"))
     release = ReleaseStandbyOperator(task_id="release")
     caught_up = LagSensor(task_id="caught_up", held_must_replay=True)
     close = CloseCheckpointOperator(task_id="close")

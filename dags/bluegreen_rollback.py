@@ -56,7 +56,7 @@ with DAG(
             description="Roll back although the deployment's run is still going on.",
             section="More",
         ),
-        "break_lock": params.optional_text("Break lock", "The run whose lock is broken, when that run is dead."),
+        "break_lock": params.break_lock(),
     },
 ) as dag:
     plan = PlanRollbackOperator(
@@ -76,7 +76,8 @@ with DAG(
     rejoin = RejoinMemberOperator.partial(
         task_id="rejoin", how=dag.param("rejoin"), map_index_template="{{ task.member }}"
     ).expand(member=others.output)
-    close = CloseCheckpointOperator(task_id="close")
+    # where every other member is declared down nobody rejoins, and what is left is still to be proven and told
+    close = CloseCheckpointOperator(task_id="close", trigger_rule="none_failed")
     put_back = PutBackOperator(task_id="put_back", after=("plan", "stop", "recover", "start_leader"))
     unlock = UnlockClusterOperator(task_id="unlock", trigger_rule="all_done")
     report = ReportOperator(

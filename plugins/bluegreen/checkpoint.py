@@ -104,6 +104,7 @@ class Checkpoint(_Strict):
     :param revision: grows with every write; the highest one among the members is the truth.
     :param server_files: where the held server reads its files (``hba_file`` and others).
     :param branch_line: the proven line of the new timeline's history.
+    :param config_proven: ``/config`` was as it should be after the takeover; what is changed later is meant.
     """
 
     id: str
@@ -130,6 +131,7 @@ class Checkpoint(_Strict):
     expires_at: str = ""
     new_timeline: int | None = None
     branch_line: str = ""
+    config_proven: bool = False
     rejoined: dict[str, str] = Field(default_factory=dict)
     hosts_down: list[str] = Field(default_factory=list)
 
@@ -144,6 +146,10 @@ class Checkpoint(_Strict):
     def others(self) -> list[str]:
         """Every member but the held one, by name."""
         return sorted(name for name in self.members if name != self.held)
+
+    def strangers(self, members: Iterable[str]) -> list[str]:
+        """Return who is not a member of this checkpoint, by name: whoever joined the cluster after it."""
+        return sorted(set(members) - set(self.members))
 
     @property
     def past_no_return(self) -> bool:

@@ -48,6 +48,11 @@ def checkpoint(*, required: bool) -> Param:
     return Param(None, type=["null", "string"], title="Checkpoint", description=text + " Empty: whichever is held.")
 
 
+def break_lock() -> Param:
+    """Return the param that names a dead run, whose lock goes."""
+    return optional_text("Break lock", "The run whose lock is broken, when that run is dead.")
+
+
 def optional_text(title: str, description: str) -> Param:
     """Return a folded param that may stay empty."""
     return Param(None, type=["null", "string"], title=title, description=description, section="More")

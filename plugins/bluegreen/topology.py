@@ -6,6 +6,7 @@ Source: Patroni documentation, "Patroni REST API" (``GET /cluster``); role names
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +102,19 @@ class Topology:
     def replicas(self) -> tuple[Member, ...]:
         """Every member that is not the leader."""
         return tuple(member for member in self.members if not member.is_leader)
+
+
+def slot_name(member: str) -> str:
+    """Return the name of the slot that Patroni keeps for a member.
+
+    Source: ``slot_name_from_member_name`` in Patroni: lower case, ``_`` for ``-`` and ``.``, ``u`` and four digits for
+    any other character that a slot's name may not have, at most 63 characters.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        return "_" if match[0] in "-." else f"u{ord(match[0]):04d}"
+
+    return re.sub("[^a-z0-9_]", replaced, member.lower())[:63]
 
 
 def parse_topology(payload: object) -> Topology:

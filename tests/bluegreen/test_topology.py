@@ -14,6 +14,7 @@ from bluegreen.topology import (
     choose_standby,
     failover_candidates,
     parse_topology,
+    slot_name,
 )
 
 # As Patroni 4.1.4 answers.
@@ -264,3 +265,11 @@ def test_a_tag_of_another_kind_names_no_member(value: object) -> None:
     leader, replica = PATRONI_4["members"]
     found = parse_topology({"members": [leader, {**replica, "tags": {"replicatefrom": value}}]})
     assert found.cascading_from == ()
+
+
+@pytest.mark.parametrize(
+    ("member", "slot"),
+    [("n1", "n1"), ("pg-db-3", "pg_db_3"), ("Node.A", "node_a"), ("a b", "au0032b"), ("x" * 70, "x" * 63)],
+)
+def test_a_members_slot_is_named_as_patroni_does(member: str, slot: str) -> None:
+    assert slot_name(member) == slot

@@ -26,7 +26,10 @@ HERE = Path(__file__).parent
 
 # on containers: what reaches into Airflow's own processes and files, and what needs a WAL archive
 ONE_MACHINE = {"test_archive.py", "test_journals_alone.py", "test_secrets.py", "test_proof.py"}
-ONE_MACHINE_CASES = {"test_a_killed_worker_finds_the_same_child_again"}
+ONE_MACHINE_CASES = {
+    "test_a_killed_worker_finds_the_same_child_again",
+    "test_members_that_could_not_rejoin_do_so_when_their_tasks_are_cleared",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.cluster.scene import Scene, wait_for
-from tests.cluster.verdict import contents, history_files, verdict
+from tests.cluster.verdict import contents, history_files, look, unchanged, verdict
 
 
 def test_a_rollback_after_a_failover_gives_all_members_one_history(scene: Scene) -> None:
@@ -60,3 +62,24 @@ def test_a_rollback_takes_a_timeline_number_that_nobody_has_used(scene: Scene) -
         assert {key: text for key, text in here.items() if key in used} == {
             key: texts[key] for key in used if key in here
         }, f"{name} has another history of a used timeline"
+
+
+def test_a_member_that_has_joined_since_the_checkpoint_is_not_left_running(scene: Scene) -> None:
+    """H5: the journal does not know it, so nothing would stop it, and it would lead with the discarded data."""
+    lab = scene.lab
+    scene.checkpoint()
+    third = scene.third
+    scene.deploy_badly()
+    texts = {name: scene.journal_path(name).read_text() for name in lab.names}
+    for name, text in texts.items():
+        record = json.loads(text)
+        del record["members"][third]
+        scene.journal_path(name).write_text(json.dumps(record))
+    before = look(lab)
+    sentence = scene.refused("rollback", **scene.rollback_conf())
+    assert f"{third} joined the cluster after checkpoint {scene.record['id']}" in sentence, sentence
+    unchanged(lab, before)
+    for name, text in texts.items():
+        scene.journal_path(name).write_text(text)
+    scene.rollback()
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)

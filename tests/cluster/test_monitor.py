@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from lab.standalone import Airflow
 from ruamel.yaml import YAML
-from tests.cluster.scene import Scene, wait_for
+from tests.cluster.scene import LOCK, Scene, wait_for
 from tests.cluster.verdict import verdict
 
 
@@ -105,6 +106,35 @@ def test_before_a_disk_is_full_the_hold_is_released_loudly(scene: Scene, registr
     assert "the limit is 99 %" in problem
     wait_for("the standby has caught up", lambda: not scene.lab.trouble())
     verdict(scene.lab, before=scene.fresh, rows=rows)
+
+
+def test_an_unfinished_hold_is_told_and_released_before_a_disk_is_full(scene: Scene, registry: Path) -> None:
+    scene.checkpoint()
+    rows = scene.deploy_badly()
+    for name in scene.lab.names:
+        path = scene.journal_path(name)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "phase": "holding"}))
+    state, problem, _ = look(scene, scene.lab.name)
+    assert state == "failed" and "'holding', and no run works on it: the standby may be held" in problem, problem
+    change(registry, scene.lab.name, limits={"disk_free_percent": 99})
+    state, problem, _ = look(scene, scene.lab.name)
+    assert state == "failed" and "RELEASED" in problem, problem
+    wait_for("the standby has caught up", lambda: not scene.lab.trouble())
+    verdict(scene.lab, before=scene.fresh, rows=rows)
+
+
+def test_a_lock_of_an_unknown_run_is_told_and_does_not_blind(scene: Scene, registry: Path) -> None:
+    scene.checkpoint()
+    path = scene.lab.nodes[scene.held].patroni_config
+    lock = path.with_name(path.name + LOCK)
+    lock.write_text(json.dumps({"operation": "resume", "dag_id": "bluegreen_resume", "run_id": "long_gone"}))
+    change(registry, scene.lab.name, limits={"disk_free_percent": 99}, auto_release=False)
+    state, problem, _ = look(scene, scene.lab.name)
+    assert state == "failed" and "start the next run with break_lock = long_gone" in problem, problem
+    assert "the limit is 99 %" in problem
+    assert "locked by resume (run long_gone" in scene.refused("resume")
+    scene.must("resume", break_lock="long_gone")
+    assert not lock.exists()
 
 
 def test_without_auto_release_the_hold_stays(scene: Scene, registry: Path) -> None:

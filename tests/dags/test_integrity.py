@@ -20,7 +20,7 @@ REQUIRED = object()
 
 # design.md, "Names that users and tests rely on".
 PARAMS: dict[str, dict[str, Any]] = {
-    "bluegreen_checkpoint": {"cluster": REQUIRED, "label": "", "standby": None},
+    "bluegreen_checkpoint": {"cluster": REQUIRED, "label": "", "standby": None, "break_lock": None},
     "bluegreen_deploy": {
         "cluster": REQUIRED,
         "label": "",
@@ -30,7 +30,7 @@ PARAMS: dict[str, dict[str, Any]] = {
         "sql": None,
         "checks": [],
     },
-    "bluegreen_resume": {"cluster": REQUIRED, "checkpoint": None},
+    "bluegreen_resume": {"cluster": REQUIRED, "checkpoint": None, "break_lock": None},
     "bluegreen_rollback": {
         "cluster": REQUIRED,
         "checkpoint": REQUIRED,
@@ -176,6 +176,10 @@ def test_a_rollback_stops_everybody_then_recovers_then_removes_then_starts(dags:
     order = ["plan", "stop", "recover", "remove_cluster", "start_leader", "rejoin", "close", "unlock"]
     for first, then in pairwise(order):
         assert then in rollback.get_task(first).downstream_task_ids
+
+
+def test_a_rollback_without_anybody_to_rejoin_is_closed_all_the_same(dags: dict[str, Any]) -> None:
+    assert dags["bluegreen_rollback"].get_task("close").trigger_rule == "none_failed"
 
 
 def test_a_failure_before_the_point_of_no_return_is_put_back_before_the_lock_is_given_back(

@@ -47,6 +47,15 @@ class Survey:
             if member in self.problems:
                 raise self.problems[member]
 
+    def known_checkpoint(self) -> Checkpoint | None:
+        """Return the checkpoint; None only where every node was read: a journal that nobody can read may be there.
+
+        :raises BluegreenError: why a node could not be read, where no journal was found on the others.
+        """
+        if self.checkpoint is None:
+            self.require(self.problems)
+        return self.checkpoint
+
 
 class ClusterHook:
     """Everything that a task needs of one cluster; closes what it opened.
@@ -179,7 +188,7 @@ class ClusterHook:
         else:
             self._nodes_of_registry()
         self._read(survey, self.nodes)
-        self._find_checkpoint(survey)
+        self.find_checkpoint(survey)
         checkpoint = survey.checkpoint
         if checkpoint is not None:
             missing = [name for name in checkpoint.members if name not in self.nodes]
@@ -187,7 +196,7 @@ class ClusterHook:
                 self.node(name, checkpoint.members[name].ssh_host)
             if missing:
                 self._read(survey, missing)
-                self._find_checkpoint(survey)
+                self.find_checkpoint(survey)
         if topology is None and not survey.states:
             raise UnreachableError(
                 f"nothing of cluster {self.cluster.name!r} can be read, neither Patroni nor a node: "
@@ -258,7 +267,11 @@ class ClusterHook:
             survey.states[name] = state
         survey.problems.update(problems)
 
-    def _find_checkpoint(self, survey: Survey) -> None:
+    def find_checkpoint(self, survey: Survey) -> None:
+        """Read the journals among a survey's states; the highest revision is the truth.
+
+        :raises RefusedError: when one is damaged, or they differ.
+        """
         journals = [
             parse_journal(state.journal, where=f"{self.nodes[name].where}: {self.nodes[name].config_path}")
             for name, state in survey.states.items()
@@ -327,7 +340,7 @@ class ClusterHook:
                 return f"removed the lock that the finished run {other.run_id} left on {member}"
             raise LockedError(
                 f"{self.cluster.name} is locked by {other} (found on {member}); expected nobody. Wait for it"
-                f", or, when that run is certainly dead, start a rollback with break_lock = {other.run_id}"
+                f", or, when that run is certainly dead, run this again with break_lock = {other.run_id}"
             )
 
         for name, other in self._other_owners(owner, states):

@@ -90,13 +90,56 @@ def owner_of(context: Context, operation: str) -> Owner:
 
 
 def survey_as_owner(hook: ClusterHook, context: Context, *, patroni_must_answer: bool = False) -> Survey:
-    """Look at the cluster, and refuse to go on when another run holds its lock.
+    """Look at the cluster, and refuse to go on unless this run holds its lock.
 
-    :raises LockedError: which says who holds it.
+    :raises BluegreenError: as :func:`require_lock` does.
     """
     survey = hook.survey(patroni_must_answer=patroni_must_answer)
-    hook.refuse_foreign_lock(owner_of(context, ""), survey.states)
+    require_lock(hook, context, survey)
     return survey
+
+
+def require_lock(hook: ClusterHook, context: Context, survey: Survey) -> None:
+    """Prove that this run holds the cluster's lock; a task that was cleared after its run had ended takes it again.
+
+    It takes it only for the checkpoint that this run's first task had found or made: another one, which has come
+    meanwhile, is not this run's to change.
+
+    :raises LockedError: when another run holds it; says who.
+    :raises RefusedError: when nobody does, and what this run worked on is not there any more.
+    """
+    owner = owner_of(context, "")
+    hook.refuse_foreign_lock(owner, survey.states)
+    if hook.holds_lock(owner, survey.states):
+        return
+    checkpoint = survey.known_checkpoint()
+    if checkpoint is None or checkpoint.id not in checkpoints_of_run(context):
+        found = f"checkpoint {checkpoint.id}" if checkpoint else "no checkpoint"
+        raise RefusedError(
+            f"this run does not hold the lock of {hook.cluster.name}, which is given back at its end, and {found} is "
+            "held now; expected the one that this run worked on. Run the DAG again, or clear its first task with all "
+            "that follow"
+        )
+    lock_cluster(
+        hook,
+        context,
+        owner.dag_id.removeprefix("bluegreen_"),
+        survey,
+        held=checkpoint.held,
+        members=checkpoint.members,
+        hosts_down=checkpoint.hosts_down,
+    )
+
+
+def checkpoints_of_run(context: Context) -> set[str]:
+    """Return the ids of the checkpoints that the tasks before this one have returned."""
+    found = set()
+    for name in context["task"].get_flat_relative_ids(upstream=True):
+        result = context["ti"].xcom_pull(task_ids=name)
+        record = result.get("checkpoint") if isinstance(result, dict) else None
+        if isinstance(record, dict):
+            found.add(str(record.get("id")))
+    return found
 
 
 def lock_cluster(

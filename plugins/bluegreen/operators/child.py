@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 CHILD_RUN_KEY = "child_run_id"
 
 
+def child_run_id(run: Any, operation: str) -> str:
+    """Return the id of the child that a run triggers in its present pass: each clearing of it counts as one more."""
+    return f"{run.run_id}{CHILD_MARK}{operation}__{run.clear_number or 0}"
+
+
 class TriggerChildOperator(TriggerDagRunOperator):
     """Trigger a run of one of this project's DAGs as this run's child.
 
@@ -49,7 +54,6 @@ class TriggerChildOperator(TriggerDagRunOperator):
 
     def execute(self, context: Context) -> None:
         """Leave the child's run id for the sensor, then trigger."""
-        run = context["dag_run"]
-        self.trigger_run_id = f"{run.run_id}{CHILD_MARK}{self.operation}__{run.clear_number or 0}"
+        self.trigger_run_id = child_run_id(context["dag_run"], self.operation)
         context["ti"].xcom_push(key=CHILD_RUN_KEY, value=self.trigger_run_id)
         super().execute(context)

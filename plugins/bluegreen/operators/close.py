@@ -42,7 +42,7 @@ class CloseCheckpointOperator(BluegreenOperator):
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Prove, then remove."""
         survey = survey_as_owner(hook, context, patroni_must_answer=True)
-        checkpoint = survey.checkpoint
+        checkpoint = survey.known_checkpoint()
         if checkpoint is None:
             return {"closed": False, "members": hook.member_states(survey.topology)}
         if checkpoint.phase not in {Phase.RELEASING, Phase.TAKEN_OVER}:
@@ -55,7 +55,10 @@ class CloseCheckpointOperator(BluegreenOperator):
         warnings: list[str] = []
         if checkpoint.phase is Phase.TAKEN_OVER:
             leader = wait_until(partial(look_at_leader, hook, survey, checkpoint), seconds=STREAMING_SECONDS)
-            warnings = restore_dynamic_config(hook, checkpoint, leader, seconds=CONFIG_SECONDS)
+            if not checkpoint.config_proven:
+                warnings = restore_dynamic_config(hook, checkpoint, leader, seconds=CONFIG_SECONDS)
+                checkpoint = checkpoint.advanced(Phase.TAKEN_OVER, config_proven=True)
+                hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
         wait_until(partial(_all_stream, hook, members), seconds=STREAMING_SECONDS, every_seconds=0.3)
         if checkpoint.phase is Phase.RELEASING:
             check_released(hook, checkpoint)

@@ -18,7 +18,7 @@ from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.postgres import MemberSql, cluster_connection
 from bluegreen.hooks.proof import look_at_held
-from bluegreen.operators.base import BluegreenOperator
+from bluegreen.operators.base import BluegreenOperator, checkpoints_of_run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -109,9 +109,15 @@ class RunDeploymentOperator(PlanDeploymentOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Prove the hold once more, then deploy."""
-        checkpoint = hook.survey(patroni_must_answer=True).checkpoint
+        checkpoint = hook.survey(patroni_must_answer=True).known_checkpoint()
         if checkpoint is None:
             raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing is deployed without one")
+        taken = checkpoints_of_run(context)
+        if taken and checkpoint.id not in taken:
+            raise RefusedError(
+                f"{hook.cluster.name} holds checkpoint {checkpoint.id}; expected {', '.join(sorted(taken))}, which "
+                "this run took. Nothing is deployed under another one: run the DAG again"
+            )
         look_at_held(hook, checkpoint)
         found = find_deployment(hook.cluster, self.deployment, self.command, self.sql, self.checks)
         leader = hook.patroni.topology().leader

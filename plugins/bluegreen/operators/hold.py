@@ -63,7 +63,7 @@ class HoldStandbyOperator(BluegreenOperator):
         if survey.topology is None:
             raise FailedForNowError("no Patroni answers")
         survey.require(member.name for member in survey.topology.members)
-        existing = survey.checkpoint
+        existing = survey.known_checkpoint()
         if existing is not None and (existing.id, existing.held) != (self.checkpoint_id, self.standby):
             raise RefusedError(
                 f"{hook.cluster.name} already holds checkpoint {existing.id} on {existing.held}; expected none"
@@ -159,7 +159,7 @@ class RecordCheckpointOperator(BluegreenOperator):
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Write the tags, reload, read them back, prove once more, write the journal."""
         survey = survey_as_owner(hook, context, patroni_must_answer=True)
-        checkpoint = survey.checkpoint
+        checkpoint = survey.known_checkpoint()
         if checkpoint is None or checkpoint.hold is None or checkpoint.xid is None:
             raise RefusedError(f"{hook.cluster.name} has no checkpoint with a mark to record; take one first")
         survey.require(checkpoint.members)

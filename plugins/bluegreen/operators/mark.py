@@ -39,7 +39,7 @@ class MarkCheckpointOperator(BluegreenOperator):
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Mark, wait until it is received, look whether it is visible."""
         survey = survey_as_owner(hook, context, patroni_must_answer=True)
-        checkpoint, topology = survey.checkpoint, survey.topology
+        checkpoint, topology = survey.known_checkpoint(), survey.topology
         if checkpoint is None or topology is None:
             raise RefusedError(f"no standby of {hook.cluster.name} is held; hold one first")
         if checkpoint.phase is Phase.HELD:

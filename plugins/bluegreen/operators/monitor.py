@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.observability import stats
 
-from bluegreen.checkpoint import Checkpoint, Phase, parse_owner
+from bluegreen.checkpoint import Checkpoint, Owner, Phase, parse_owner
 from bluegreen.clusters import Limits, load_registry
 from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError
 from bluegreen.forecast import Disk, seconds_until_full
@@ -16,9 +18,9 @@ from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.proof import prove_held
 from bluegreen.lag import lag_problems
-from bluegreen.operators.base import BluegreenOperator, is_finished, lock_cluster, owner_of
-from bluegreen.operators.release import find, release
-from bluegreen.topology import Topology
+from bluegreen.operators.base import BluegreenOperator, is_finished, is_running, lock_cluster, owner_of
+from bluegreen.operators.release import RELEASABLE, find, release
+from bluegreen.topology import Topology, slot_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -61,7 +63,8 @@ class MonitorClusterOperator(BluegreenOperator):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("retries", 0)
-        kwargs.setdefault("execution_timeout", timedelta(seconds=120))
+        # a release alone may wait for nearly four minutes
+        kwargs.setdefault("execution_timeout", timedelta(seconds=280))
         super().__init__(**kwargs)
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
@@ -70,16 +73,19 @@ class MonitorClusterOperator(BluegreenOperator):
         if survey.topology is None:
             raise FailedForNowError("no Patroni answers")
         busy = _busy(survey, context)
-        if busy:
-            self.log.info("%s works on this cluster; not looked at meanwhile", busy)
-            return {"cluster": hook.cluster.name, "busy": busy}
         look = _Look(hook, survey, survey.topology, self._earlier(context))
-        look.replication()
-        look.replay()
         look.disks()
-        look.checkpoint()
-        if look.must_release and hook.cluster.auto_release and survey.checkpoint:
-            look.problems = self._release(hook, survey, context, look.must_release) + look.problems
+        if busy:
+            # What it does looks like faults from here, but a full disk is one whoever works.
+            self.log.info("%s works on this cluster; only its disks are looked at meanwhile", busy)
+            look.figures["busy"] = busy
+        else:
+            look.locks(partial(_is_known, context))
+            look.replication()
+            look.replay()
+            look.checkpoint()
+            if look.must_release and hook.cluster.auto_release and survey.checkpoint:
+                look.problems = self._release(hook, survey, context, look.must_release) + look.problems
         figures = {"cluster": hook.cluster.name, "disks": look.disk_figures, **look.figures}
         context["ti"].xcom_push(key=FIGURES_KEY, value=figures)
         _send(hook.cluster.name, look.figures)
@@ -97,19 +103,26 @@ class MonitorClusterOperator(BluegreenOperator):
         return {}
 
     def _release(self, hook: ClusterHook, survey: Survey, context: Context, why: str) -> list[str]:
+        """Give the checkpoint up; return what there is to say, whatever of it failed."""
         checkpoint = survey.checkpoint
-        if checkpoint is None or checkpoint.phase is not Phase.HELD:
+        if checkpoint is None or checkpoint.phase not in RELEASABLE:
             return []
-        lock_cluster(hook, context, "auto_release", survey, held=checkpoint.held, members=checkpoint.members)
+        said: list[str] = []
         try:
-            release(hook, survey, find(hook, survey, None))
-            remove_journals(hook, checkpoint, set(checkpoint.members))
-        finally:
-            hook.unlock(owner_of(context, ""), checkpoint.members)
-        return [
-            f"RELEASED: the hold of checkpoint {checkpoint.id} on {checkpoint.held} was released, because {why}. "
-            "There is no way back to the state before the deployment any more"
-        ]
+            lock_cluster(hook, context, "auto_release", survey, held=checkpoint.held, members=checkpoint.members)
+            try:
+                release(hook, survey, find(hook, survey, None))
+                said.append(
+                    f"RELEASED: the hold of checkpoint {checkpoint.id} on {checkpoint.held} was released, because "
+                    f"{why}. There is no way back to the state before the deployment any more"
+                )
+                remove_journals(hook, checkpoint, set(checkpoint.members))
+            finally:
+                hook.unlock(owner_of(context, ""), checkpoint.members)
+        except BluegreenError as error:
+            what = "its journal could not be removed" if said else f"checkpoint {checkpoint.id} could not be released"
+            said.append(f"{what} ({error}); the next look tries again. Run bluegreen_resume if that does not help")
+        return said
 
 
 class _Look:
@@ -131,6 +144,16 @@ class _Look:
     def held(self) -> str | None:
         checkpoint = self.survey.checkpoint
         return checkpoint.held if checkpoint else None
+
+    def locks(self, is_known: Callable[[Owner], bool]) -> None:
+        """A lock whose run this Airflow does not know keeps everybody out, and nobody may be working."""
+        for owner in _owners(self.survey):
+            if not is_known(owner):
+                self.problems.append(
+                    f"locked by {owner}, a run that this Airflow does not know; expected nobody. If it is certainly "
+                    f"dead, start the next run with break_lock = {owner.run_id}"
+                )
+                return
 
     def replication(self) -> None:
         """Lag per standby and the WAL that slots keep back, on the primary."""
@@ -158,7 +181,8 @@ class _Look:
             self._slot(slot)
 
     def _slot(self, slot: dict[str, Any]) -> None:
-        name, retained = slot["slot_name"], slot["retained_bytes"]
+        retained = slot["retained_bytes"]
+        name = next((one for one in self.figures["members"] if slot_name(one) == slot["slot_name"]), slot["slot_name"])
         if name in self.figures["members"]:
             self.figures["members"][name] |= {"slot_wal_bytes": retained, "slot_status": slot["wal_status"]}
         if slot["wal_status"] == "lost":
@@ -239,13 +263,19 @@ class _Look:
         if checkpoint is None:
             return
         self.figures["checkpoint"] = {"id": checkpoint.id, "phase": checkpoint.phase.value, "held": checkpoint.held}
-        if checkpoint.phase is not Phase.HELD:
+        if strangers := checkpoint.strangers(self.figures["members"]):
             self.warnings.append(
-                f"checkpoint {checkpoint.id} is {checkpoint.phase.value!r} and no run works on it; "
+                f"{', '.join(strangers)} joined the cluster after checkpoint {checkpoint.id}; a rollback refuses while "
+                "it runs"
+            )
+        if checkpoint.phase is not Phase.HELD:
+            self.problems.append(
+                f"checkpoint {checkpoint.id} on {checkpoint.held} is {checkpoint.phase.value!r}, and no run works on "
+                "it: "
                 + (
-                    "run bluegreen_rollback again"
-                    if checkpoint.phase is not Phase.RELEASING
-                    else "run bluegreen_resume"
+                    "the standby may be held, and no rollback can use it; run bluegreen_resume"
+                    if checkpoint.phase in RELEASABLE
+                    else "run bluegreen_rollback again"
                 )
             )
             return
@@ -270,14 +300,17 @@ class _Look:
             )
 
 
+def _owners(survey: Survey) -> list[Owner]:
+    return [parse_owner(state.lock, where=name) for name, state in survey.states.items() if state.lock is not None]
+
+
 def _busy(survey: Survey, context: Context) -> str:
-    """Return which living run holds the cluster, or an empty text."""
-    for name, state in survey.states.items():
-        if state.lock is not None:
-            owner = parse_owner(state.lock, where=name)
-            if not is_finished(context, owner):
-                return str(owner)
-    return ""
+    """Return which run holds the cluster and is known to go on, or an empty text."""
+    return next((str(owner) for owner in _owners(survey) if is_running(context, owner)), "")
+
+
+def _is_known(context: Context, owner: Owner) -> bool:
+    return is_running(context, owner) or is_finished(context, owner)
 
 
 def _send(cluster: str, figures: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ class PlanRollbackOperator(BluegreenOperator):
         how = check_how(self.rejoin)
         down = _names(self.hosts_down)
         survey = hook.survey()
-        checkpoint = survey.checkpoint
+        checkpoint = survey.known_checkpoint()
         if checkpoint is None:
             raise RefusedError(
                 f"{hook.cluster.name} holds no checkpoint (no journal on any member); there is nothing to roll back to"
@@ -93,6 +93,7 @@ class PlanRollbackOperator(BluegreenOperator):
                 + ", so nothing can be rolled back to. Run bluegreen_resume to clear it away"
             )
         _members_down(survey, checkpoint, down)
+        _no_strangers(survey, checkpoint)
         members = sorted(set(checkpoint.members) - down)
         survey.require(members)
         if not checkpoint.past_no_return:
@@ -249,6 +250,18 @@ def _members_down(survey: Survey, checkpoint: Checkpoint, down: set[str]) -> Non
             f"{', '.join(unreachable)} cannot be reached ({survey.problems[unreachable[0]]}); a member that still runs "
             "with the discarded data must be stopped. Expected every member reachable, or, where its host is "
             "certainly down and cannot come back by itself, named in hosts_down"
+        )
+
+
+def _no_strangers(survey: Survey, checkpoint: Checkpoint) -> None:
+    """Refuse where a member has joined that the journal does not know: nothing would stop it (hazard H5)."""
+    if survey.topology is None or checkpoint.phase is Phase.TAKEN_OVER:
+        return
+    if strangers := checkpoint.strangers(member.name for member in survey.topology.members):
+        raise RefusedError(
+            f"{', '.join(strangers)} joined the cluster after checkpoint {checkpoint.id}, so a rollback would not stop "
+            "it and it would lead with the discarded data; expected the members of the checkpoint alone. Stop Patroni "
+            "there for good, wait until `patronictl list` does not show it, and clone it afresh after the rollback"
         )
 
 

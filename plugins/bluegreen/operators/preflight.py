@@ -45,15 +45,19 @@ class CheckpointPreflightOperator(BluegreenOperator):
 
     :param checkpoint_label: a text for people, at most 200 printable characters (templated).
     :param standby: which member to hold; None or empty lets the project choose (templated).
+    :param break_lock: the run whose lock is broken (templated).
     :raises RefusedError: with the reason, when a checkpoint would not be safe.
     """
 
-    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "checkpoint_label", "standby")
+    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "checkpoint_label", "standby", "break_lock")
 
-    def __init__(self, *, checkpoint_label: Any = "", standby: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, checkpoint_label: Any = "", standby: Any = None, break_lock: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(multiple_outputs=True, **kwargs)
         self.checkpoint_label = checkpoint_label
         self.standby = standby
+        self.break_lock = break_lock
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Run the checks in the order in which a person would want to hear of them."""
@@ -91,7 +95,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         checks.passed("Patroni's REST API allows changes on every member")
         _nodes(hook, survey, topology, standby.name, checks)
         warnings += _without_patroni(hook, members, checks)
-        warnings += lock_cluster(hook, context, "checkpoint", survey, held=standby.name, members=members)
+        warnings += self._lock(hook, context, survey, standby.name, members)
         checks.passed("no other run works on this cluster; locked")
         warnings += self._servers(hook, survey, topology, leader, standby, checks)
         if not failover_candidates(topology, standby.name):
@@ -108,9 +112,14 @@ class CheckpointPreflightOperator(BluegreenOperator):
             "warnings": warnings,
         }
 
+    def _lock(self, hook: ClusterHook, context: Context, survey: Survey, held: str, members: list[str]) -> list[str]:
+        return lock_cluster(
+            hook, context, "checkpoint", survey, held=held, members=members, breaks=self.break_lock or None
+        )
+
     def _clear_away(self, hook: ClusterHook, survey: Survey, unfinished: Checkpoint, context: Context) -> list[str]:
         """Release what an earlier run held and could not undo: it never became a checkpoint, or was given up."""
-        warnings = lock_cluster(hook, context, "checkpoint", survey, held=unfinished.held, members=unfinished.members)
+        warnings = self._lock(hook, context, survey, unfinished.held, list(unfinished.members))
         warnings += release(hook, survey, find(hook, survey, None))
         remove_journals(hook, unfinished, set(unfinished.members))
         wait_until(partial(_follows, hook, unfinished.held), seconds=FOLLOWS_SECONDS, every_seconds=1)

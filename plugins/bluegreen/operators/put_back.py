@@ -56,7 +56,7 @@ class PutBackOperator(BluegreenOperator):
         if not set(task_states(context, self.after).values()) & {"failed", "upstream_failed"}:
             raise AirflowSkipException("nothing failed, so nothing is put back")
         survey = hook.survey()
-        checkpoint = survey.checkpoint
+        checkpoint = survey.known_checkpoint()
         if checkpoint is None:
             raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing is put back")
         if checkpoint.past_no_return:

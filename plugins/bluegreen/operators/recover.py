@@ -36,7 +36,7 @@ class RecoverToMarkOperator(BluegreenOperator):
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Look how far an earlier try came, and do what is missing."""
         survey = survey_as_owner(hook, context)
-        checkpoint = survey.checkpoint
+        checkpoint = survey.known_checkpoint()
         if checkpoint is None:
             raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing to recover to")
         survey.require({checkpoint.held, *checkpoint.others} - set(checkpoint.hosts_down))
@@ -54,6 +54,11 @@ class RecoverToMarkOperator(BluegreenOperator):
         branch = held.branch(found)
         if branch is None and checkpoint.past_no_return:
             raise RefusedError(f"{node.where}: the journal says promoted, but no history line proves it")
+        if branch is None and survey.topology is not None:
+            # Also one that the journal does not know: it would lead, and take the number of the new timeline.
+            raise FailedForNowError(
+                f"a Patroni of the cluster answers ({survey.topology.names}); expected none to run before the promotion"
+            )
         if branch is not None:
             held.shut(found)
         if not found.server_processes:

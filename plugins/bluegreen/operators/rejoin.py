@@ -59,7 +59,7 @@ class RejoinMemberOperator(BluegreenOperator):
         """Look whether it is back already; choose; rewind or clone; prove."""
         how = check_how(self.how)
         survey = survey_as_owner(hook, context)
-        checkpoint = survey.checkpoint
+        checkpoint = survey.known_checkpoint()
         if checkpoint is None or checkpoint.phase is not Phase.TAKEN_OVER:
             raise RefusedError(f"{hook.cluster.name} has no rollback whose takeover is proven; nothing rejoins before")
         survey.require([self.member, checkpoint.held])

@@ -40,14 +40,16 @@ class PlanResumeOperator(BluegreenOperator):
         check = PlanResumeOperator(task_id="check", cluster="orders", checkpoint=None)
 
     :param checkpoint: the id that must be held, or None for whichever is (templated).
+    :param break_lock: the run whose lock is broken (templated).
     :raises RefusedError: when there is none, it is another one, or a rollback has begun.
     """
 
-    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "checkpoint")
+    template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "checkpoint", "break_lock")
 
-    def __init__(self, *, checkpoint: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *, checkpoint: Any = None, break_lock: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.checkpoint = checkpoint
+        self.break_lock = break_lock
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Find the checkpoint, refuse or lock."""
@@ -60,7 +62,15 @@ class PlanResumeOperator(BluegreenOperator):
                 f"checkpoint {checkpoint.id} belongs to {deployment}, which is still running; expected it to have "
                 "ended. Wait for it: it resumes or rolls back by itself"
             )
-        warnings = lock_cluster(hook, context, "resume", survey, held=checkpoint.held, members=checkpoint.members)
+        warnings = lock_cluster(
+            hook,
+            context,
+            "resume",
+            survey,
+            held=checkpoint.held,
+            members=checkpoint.members,
+            breaks=self.break_lock or None,
+        )
         return {"checkpoint": checkpoint.public(), "held": checkpoint.held, "warnings": warnings}
 
 
@@ -80,7 +90,7 @@ class ReleaseStandbyOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Write the journal, put the configuration back, reload, read back."""
-        survey = hook.survey(patroni_must_answer=True)
+        survey = survey_as_owner(hook, context, patroni_must_answer=True)
         checkpoint = find(hook, survey, None)
         return {
             "checkpoint": checkpoint.public(),
@@ -92,7 +102,7 @@ class ReleaseStandbyOperator(BluegreenOperator):
 class UndoCheckpointOperator(BluegreenOperator):
     """Let the standby go on after this run's own checkpoint failed, and remove its journal.
 
-    Another run's checkpoint is left alone.
+    Another run's checkpoint is left alone, and so is one that this run had finished before it was cleared.
 
     Example::
 
@@ -103,10 +113,16 @@ class UndoCheckpointOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Release and remove, if there is something of this run."""
-        survey = survey_as_owner(hook, context, patroni_must_answer=True)
-        checkpoint = survey.checkpoint
-        if checkpoint is None or not checkpoint.taken_by.is_same_run(owner_of(context, "checkpoint")):
+        survey = hook.survey(patroni_must_answer=True)
+        owner = owner_of(context, "checkpoint")
+        checkpoint = survey.known_checkpoint()
+        if checkpoint is None or not checkpoint.taken_by.is_same_run(owner):
             return {"released": False, "warnings": []}
+        hook.refuse_foreign_lock(owner, survey.states)
+        if not hook.holds_lock(owner, survey.states):
+            if checkpoint.phase is Phase.HELD:
+                return {"released": False, "kept": checkpoint.id, "warnings": []}
+            lock_cluster(hook, context, "checkpoint", survey, held=checkpoint.held, members=checkpoint.members)
         warnings = release(hook, survey, find(hook, survey, None))
         remove_journals(hook, checkpoint, set(checkpoint.members))
         return {"released": True, "warnings": warnings}
@@ -117,7 +133,7 @@ def find(hook: ClusterHook, survey: Survey, wanted: object) -> Checkpoint:
 
     :raises RefusedError: when there is none, another one, or a rollback has begun.
     """
-    checkpoint = survey.checkpoint
+    checkpoint = survey.known_checkpoint()
     if checkpoint is None:
         raise RefusedError(f"{hook.cluster.name} holds no checkpoint (no journal on any member); nothing to resume")
     if wanted and check_id(str(wanted)) != checkpoint.id:

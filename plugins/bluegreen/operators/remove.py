@@ -38,7 +38,7 @@ class RemoveClusterOperator(BluegreenOperator):
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Prove that nobody lives, remove, read back."""
         survey = survey_as_owner(hook, context)
-        checkpoint = survey.checkpoint
+        checkpoint = survey.known_checkpoint()
         if checkpoint is None or not checkpoint.past_no_return:
             raise RefusedError(
                 f"{hook.cluster.name} has no checkpoint whose promotion is proven; the cluster is not removed before"

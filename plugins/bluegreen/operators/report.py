@@ -94,17 +94,12 @@ class ReportOperator(BaseOperator):
         if not failed:
             return _success(self.operation, report)
         sentences = [gathered.why(failed)]
-        if report["result"] == "refused":
+        if self.operation == "checkpoint":
+            sentences.append(_after_failed_checkpoint(report, gathered))
+        elif report["result"] == "refused":
             sentences.append("Nothing was changed.")
         elif self.operation == "rollback":
             sentences.append(_after_failed_rollback(gathered))
-        elif self.operation == "checkpoint":
-            sentences.append(
-                "The hold was released again; there is no checkpoint, so do not deploy."
-                if gathered.states.get("undo") == "success"
-                else "There is no proven checkpoint, so do not deploy. A hold may be left: the next checkpoint "
-                "releases it first, and so does bluegreen_resume."
-            )
         elif self.operation == "resume":
             sentences.append("The standby may still be held or catching up. Run bluegreen_resume again.")
         return " ".join(sentences)
@@ -209,6 +204,9 @@ class Gathered:
         self.child_reports: dict[str, list[dict[str, Any]]] = {}
         self.task_ids = task_ids
         for name in task_ids:
+            if not self.began(name):
+                # What it left in an earlier pass of a cleared run is still there.
+                continue
             self.results[name] = [value for value in _all(ti, name, "return_value") if isinstance(value, dict)]
             if self._any_state(name, _FAILED_STATES):
                 for problem in _all(ti, name, PROBLEM_KEY):
@@ -303,6 +301,22 @@ def _success(operation: str, report: Mapping[str, Any]) -> str:
         f"{record.get('held')} is the leader, with the state before transaction {record.get('xid')}; proven by "
         f"{report.get('branch_line')!r}. Now take a backup, look at the WAL archive, and tell the consumers of "
         "logical slots."
+    )
+
+
+def _after_failed_checkpoint(report: Mapping[str, Any], gathered: Gathered) -> str:
+    undone = next(iter(gathered.results.get("undo", [])), None)
+    if undone and undone["released"]:
+        return "The hold was released again; there is no checkpoint, so do not deploy."
+    if undone and undone.get("kept"):
+        return f"Checkpoint {undone['kept']}, which this run took before it was cleared, is still held."
+    if report["result"] == "refused":
+        return "Nothing was changed."
+    if undone:
+        return "Nothing is held; there is no checkpoint, so do not deploy."
+    return (
+        "There is no proven checkpoint, so do not deploy. A hold may be left: the next checkpoint releases it first, "
+        "and so does bluegreen_resume."
     )
 
 

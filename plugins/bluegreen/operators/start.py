@@ -47,7 +47,7 @@ class StartLeaderOperator(BluegreenOperator):
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Bring the configuration back, start, wait for the leader, write."""
         survey = survey_as_owner(hook, context)
-        checkpoint = survey.checkpoint
+        checkpoint = survey.known_checkpoint()
         if checkpoint is None or not checkpoint.past_no_return:
             raise RefusedError(f"{hook.cluster.name} has no checkpoint whose promotion is proven; nothing is started")
         survey.require([checkpoint.held])
@@ -64,12 +64,15 @@ class StartLeaderOperator(BluegreenOperator):
             # Beside a leader on another line of history its Patroni would rewind the proven data away: never before.
             start_patroni(node)
         write = wait_until(partial(prove_write, hook, checkpoint, leader), seconds=30, every_seconds=0.1)
+        proven = checkpoint.config_proven
         try:
-            warnings += restore_dynamic_config(hook, checkpoint, leader, seconds=1)
+            if not proven:
+                warnings += restore_dynamic_config(hook, checkpoint, leader, seconds=1)
+                proven = True
         except FailedForNowError as error:
             self.log.info("Patroni publishes its dynamic configuration later, and it is proven then: %s", error)
-        if checkpoint.phase is Phase.PROMOTED:
-            checkpoint = checkpoint.advanced(Phase.TAKEN_OVER)
+        if checkpoint.phase is Phase.PROMOTED or proven is not checkpoint.config_proven:
+            checkpoint = checkpoint.advanced(Phase.TAKEN_OVER, config_proven=proven)
             hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
         return {"checkpoint": checkpoint.public(), "first_write": write, "warnings": warnings}
 

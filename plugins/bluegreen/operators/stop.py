@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from bluegreen.checkpoint import MemberAddress
+from bluegreen.checkpoint import MemberAddress, Phase
 from bluegreen.exceptions import RefusedError
-from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.node import NodeHook
 from bluegreen.hooks.stopping import cluster_state, stop_member
-from bluegreen.operators.base import BluegreenOperator, owner_of
+from bluegreen.operators.base import BluegreenOperator, require_lock
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+BEGUN = frozenset({Phase.STOPPING, Phase.RECOVERING, Phase.PROMOTED, Phase.TAKEN_OVER})
 
 
 class StopMembersOperator(BluegreenOperator):
@@ -43,6 +45,7 @@ class StopMembersOperator(BluegreenOperator):
     :param beside: members that are stopped meanwhile, at any moment (templated).
     :param last: members that are stopped when all of ``members`` are down, as the leader must be: while another
         replica runs, that one would be promoted in its place (hazard H5) (templated).
+    :raises RefusedError: when this run does not hold the lock, or the journal does not say that a rollback has begun.
     :raises FailedForNowError: when a member did not stop.
     """
 
@@ -63,8 +66,18 @@ class StopMembersOperator(BluegreenOperator):
         # Like the nodes' connections: read before threads start, since it asks Airflow's API.
         hook.patroni.get_conn()
 
+        if not addresses:
+            return {"stopped": {}}
         states = hook.on_each(addresses, NodeHook.state)
-        hook.refuse_foreign_lock(owner_of(context, ""), states)
+        survey = Survey(None, states)
+        hook.find_checkpoint(survey)
+        require_lock(hook, context, survey)
+        if survey.checkpoint is None or survey.checkpoint.phase not in BEGUN:
+            phase = f"a checkpoint that is {survey.checkpoint.phase.value!r}" if survey.checkpoint else "no checkpoint"
+            raise RefusedError(
+                f"found {phase} on {', '.join(sorted(states))}; expected a rollback that has begun: nobody is stopped "
+                "before. Run bluegreen_rollback again, or clear its task `plan` with all that follow"
+            )
 
         def stop(node: NodeHook) -> dict[str, object]:
             found = stop_member(hook.patroni, node, addresses[node.member], states[node.member])

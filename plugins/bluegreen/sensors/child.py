@@ -10,8 +10,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from bluegreen.exceptions import FailedForNowError
-from bluegreen.operators.base import CHILD_REPORT_KEY, FINISHED_STATES, plain, push_problem
-from bluegreen.operators.child import CHILD_RUN_KEY
+from bluegreen.operators.base import CHILD_REPORT_KEY, FINISHED_STATES, plain, push_problem, task_states
+from bluegreen.operators.child import CHILD_RUN_KEY, child_run_id
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -76,9 +76,19 @@ class ChildRunSensor(BaseOperator):
 
     def _child(self, context: Context) -> str:
         run_id = context["ti"].xcom_pull(task_ids=self.trigger, key=CHILD_RUN_KEY)
-        if not isinstance(run_id, str):
+        if not isinstance(run_id, str) or not self._is_of_this_pass(context, run_id):
             raise AirflowSkipException(f"the task {self.trigger} triggered nothing")
         return run_id
+
+    def _is_of_this_pass(self, context: Context, run_id: str) -> bool:
+        """Tell a child of this pass from one of an earlier pass of a cleared run, whose trigger was skipped now.
+
+        Airflow removes what a task left only when the task starts again. A trigger that found its child there, after
+        its worker had died, is skipped too, but its child has the number of this pass.
+        """
+        if task_states(context, [self.trigger]).get(self.trigger) == "success":
+            return True
+        return run_id == child_run_id(context["dag_run"], self.operation)
 
     def _state(self, context: Context, run_id: str) -> str:
         return plain(context["ti"].get_dagrun_state(f"bluegreen_{self.operation}", run_id))

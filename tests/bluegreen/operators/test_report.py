@@ -304,17 +304,49 @@ def test_a_task_that_died_without_a_sentence_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("undo", "sentence"),
-    [("success", "The hold was released again"), ("failed", "A hold may be left"), ("skipped", "A hold may be left")],
+    ("undo", "result", "sentence"),
+    [
+        ("success", {"released": True}, "The hold was released again; there is no checkpoint, so do not deploy."),
+        ("success", {"released": False}, "Nothing is held; there is no checkpoint, so do not deploy."),
+        ("success", {"released": False, "kept": "bg_1"}, "Checkpoint bg_1, which this run took before"),
+        ("failed", None, "A hold may be left"),
+        ("skipped", None, "A hold may be left"),
+    ],
 )
-def test_a_failed_checkpoint_says_whether_a_hold_is_left(undo: str, sentence: str) -> None:
+def test_a_failed_checkpoint_says_whether_a_hold_is_left(
+    undo: str, result: dict[str, Any] | None, sentence: str
+) -> None:
     report = _report(
         "checkpoint",
         {"check": "success", "hold": "failed", "undo": undo},
+        {"undo": result} if result else None,
         problems={"hold": _problem("not in effect", "FailedForNowError")},
     )
     assert report["result"] == "failed" and report["message"].startswith("not in effect. ")
-    assert sentence in report["message"] and "do not deploy" in report["message"]
+    assert sentence in report["message"]
+
+
+def test_a_refused_checkpoint_whose_hold_was_released_does_not_say_that_nothing_was_changed() -> None:
+    report = _report(
+        "checkpoint",
+        {"check": "failed", "hold": "upstream_failed", "undo": "success"},
+        {"undo": {"released": True}},
+        problems={"check": _problem("too late")},
+    )
+    assert report["result"] == "refused"
+    assert "Nothing was changed" not in report["message"] and "was released again" in report["message"]
+
+
+@pytest.mark.parametrize("state", ["skipped", "upstream_failed", "removed"])
+def test_what_a_task_left_in_an_earlier_pass_of_a_cleared_run_does_not_count(state: str) -> None:
+    report = _report(
+        "resume",
+        {"check": "failed", "release": state},
+        {"release": {"checkpoint": {**CHECKPOINT, "revision": 9}, "warnings": ["old"]}},
+        {"check": _problem("new"), "release": _problem("old")},
+    )
+    assert report["checkpoint"] is None and report["warnings"] == []
+    assert report["message"].startswith("new.")
 
 
 def test_a_failed_resume_says_what_to_run() -> None:
