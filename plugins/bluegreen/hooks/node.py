@@ -28,7 +28,7 @@ from bluegreen.exceptions import FailedForNowError, OutcomeUnknownError, Refused
 from bluegreen.recovery.node_config import NodeConfig, parse_node_config
 
 CONNECT_TIMEOUT_SECONDS = 5
-OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
+OUTPUT_LIMIT_BYTES = 8 * 1024 * 1024
 QUIET_SECONDS = 1.0
 _SHOWN = 600
 _CONNECTING = threading.Lock()
