@@ -1,4 +1,4 @@
-"""python -m lab.compose up | fresh | demo | down [--volumes]: the stack of docker-compose.yaml."""
+"""python -m lab.compose up | fresh | check | demo | down [--volumes]: the stack of docker-compose.yaml."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.compose", description="The stack of docker-compose.yaml.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("up", help="make the secrets, build, start, wait until all is healthy")
+    verbs.add_parser("check", help="see whether this machine can run its nodes")
     verbs.add_parser("demo", help="two deployments while a client writes through HAProxy")
     verbs.add_parser("fresh", help="remove it, start it from nothing, and keep its first state for the tests")
     down = verbs.add_parser("down", help="stop it")
@@ -38,6 +39,8 @@ def main() -> int:
             down_all(volumes=True)
             up()
             stack.ComposeLab.load(RUN).snapshot(FRESH)
+        elif arguments.verb == "check":
+            stack.check_machine()
         elif arguments.verb == "down":
             down_all(volumes=arguments.volumes)
         else:
@@ -55,6 +58,8 @@ def up() -> None:
     begin = time.monotonic()
     place = Place.load()
     write_all(place)
+    if "lab" in place.profiles:
+        stack.check_machine()
     console.print("Building the images")
     stack.build_images()
     console.print("Starting the containers")

@@ -18,6 +18,7 @@ from lab.config import CHECKOUT, LabError
 from lab.standalone import unhealthy
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+BASE_IMAGE = "debian:bookworm-slim"
 IMAGES = ("node", "services", "airflow")
 # as long as this file is there systemd does not start a killed Patroni again
 NO_RESTART = "/run/systemd/system/patroni.service.d/stays-down.conf"
@@ -60,6 +61,23 @@ def compose(*arguments: str, profiles: Iterable[str] | None = None) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise LabError(f"docker-compose {arguments[0]} ended with {done.returncode}: {said[-1500:]}")
+
+
+def check_machine() -> None:
+    """Try what a node's first process does before systemd: a tree of control groups of its own.
+
+    :raises LabError: when this machine's Docker does not allow it.
+    """
+    options = ["--rm", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", "--network", "none"]
+    script = (
+        "if [ -d /sys/fs/cgroup/systemd ]; then umount /sys/fs/cgroup/systemd && "
+        "mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd; "
+        "else mount -t cgroup2 cgroup2 /sys/fs/cgroup; fi"
+    )
+    done = docker("run", *options, BASE_IMAGE, "unshare", "--cgroup", "sh", "-c", script, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-300:]
+        raise LabError(f"Docker cannot run containers with systemd here ({said}); the profile lab needs that")
 
 
 def build_images() -> None:
