@@ -65,7 +65,15 @@ def test_a_checkpoint_that_was_taken_is_not_undone(scene: Scene) -> None:
         report["message"]
     )
     unchanged(scene.lab, before)
-    scene.must("resume", checkpoint=scene.record["id"])
+
+    state, report = clear(scene, "checkpoint", run_id, "hold")
+
+    assert (state, report["result"]) == ("success", "held"), report
+    unchanged(scene.lab, before)
+    run_id = scene.trigger("resume", checkpoint=scene.record["id"])
+    scene.finish("resume", run_id)
+    state, report = clear(scene, "resume", run_id, "close")
+    assert (state, report["result"]) == ("success", "resumed"), report
 
 
 def test_a_release_does_not_touch_the_next_checkpoint(scene: Scene) -> None:

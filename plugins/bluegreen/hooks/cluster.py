@@ -340,7 +340,8 @@ class ClusterHook:
                 return f"removed the lock that the finished run {other.run_id} left on {member}"
             raise LockedError(
                 f"{self.cluster.name} is locked by {other} (found on {member}); expected nobody. Wait for it"
-                f", or, when that run is certainly dead, run this again with break_lock = {other.run_id}"
+                f", or, when that run is certainly dead, run bluegreen_checkpoint, _resume or _rollback with "
+                f"break_lock = {other.run_id}"
             )
 
         for name, other in self._other_owners(owner, states):

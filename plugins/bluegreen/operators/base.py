@@ -132,14 +132,14 @@ def require_lock(hook: ClusterHook, context: Context, survey: Survey) -> None:
 
 
 def checkpoints_of_run(context: Context) -> set[str]:
-    """Return the ids of the checkpoints that the tasks before this one have returned."""
-    found = set()
+    """Return the ids of the checkpoints that the tasks before this one have found, made, or chosen an id for."""
+    found: set[Any] = set()
     for name in context["task"].get_flat_relative_ids(upstream=True):
         result = context["ti"].xcom_pull(task_ids=name)
-        record = result.get("checkpoint") if isinstance(result, dict) else None
-        if isinstance(record, dict):
-            found.add(str(record.get("id")))
-    return found
+        if isinstance(result, dict):
+            record = result.get("checkpoint")
+            found |= {record.get("id") if isinstance(record, dict) else None, result.get("checkpoint_id")}
+    return {str(one) for one in found if one}
 
 
 def lock_cluster(

@@ -13,7 +13,7 @@ from bluegreen.hooks.hold import check_released, check_tags
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.leadership import continues_branch, look_at_leader, restore_dynamic_config
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator, owner_of, survey_as_owner
+from bluegreen.operators.base import BluegreenOperator, owner_of, require_lock
 from bluegreen.recovery.history import history_name
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ class CloseCheckpointOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Prove, then remove."""
-        survey = survey_as_owner(hook, context, patroni_must_answer=True)
+        survey = hook.survey(patroni_must_answer=True)
         checkpoint = survey.known_checkpoint()
         if checkpoint is None:
             return {"closed": False, "members": hook.member_states(survey.topology)}
+        require_lock(hook, context, survey)
         if checkpoint.phase not in {Phase.RELEASING, Phase.TAKEN_OVER}:
             raise RefusedError(
                 f"checkpoint {checkpoint.id} is {checkpoint.phase.value!r}; expected resume or rollback to have ended"

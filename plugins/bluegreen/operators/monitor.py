@@ -79,6 +79,7 @@ class MonitorClusterOperator(BluegreenOperator):
             # What it does looks like faults from here, but a full disk is one whoever works.
             self.log.info("%s works on this cluster; only its disks are looked at meanwhile", busy)
             look.figures["busy"] = busy
+            look.problems = look.full_disks
         else:
             look.locks(partial(_is_known, context))
             look.replication()
@@ -138,6 +139,7 @@ class _Look:
         self.disk_figures: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.problems: list[str] = [str(problem) for problem in survey.problems.values()]
+        self.full_disks: list[str] = []
         self.must_release = ""
 
     @property
@@ -254,6 +256,7 @@ class _Look:
         problem = f"{text} (limits.disk_free_percent); make room, or end the hold"
         if disk.free_percent < limit and problem not in self.problems:
             self.problems.append(problem)
+            self.full_disks.append(problem)
         if decides and (disk.free_percent < limit or (at_limit_in is not None and at_limit_in < RELEASE_AHEAD_SECONDS)):
             self.must_release = self.must_release or text
 
@@ -268,6 +271,13 @@ class _Look:
                 f"{', '.join(strangers)} joined the cluster after checkpoint {checkpoint.id}; a rollback refuses while "
                 "it runs"
             )
+        if checkpoint.phase is Phase.TAKEN_OVER and checkpoint.hosts_down:
+            self.warnings.append(
+                f"the rollback to checkpoint {checkpoint.id} waits for {', '.join(checkpoint.hosts_down)}, declared "
+                "down: when it is back, its Patroni configuration aside, run bluegreen_rollback again without it in "
+                "hosts_down"
+            )
+            return
         if checkpoint.phase is not Phase.HELD:
             self.problems.append(
                 f"checkpoint {checkpoint.id} on {checkpoint.held} is {checkpoint.phase.value!r}, and no run works on "
@@ -319,4 +329,5 @@ def _send(cluster: str, figures: dict[str, Any]) -> None:
         for name, value in values.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 stats.gauge(f"bluegreen.{cluster}.{member}.{name}", float(value))
-    stats.gauge(f"bluegreen.{cluster}.checkpoint_held", 1.0 if "checkpoint" in figures else 0.0)
+    if "busy" not in figures:
+        stats.gauge(f"bluegreen.{cluster}.checkpoint_held", 1.0 if "checkpoint" in figures else 0.0)

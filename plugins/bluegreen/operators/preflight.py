@@ -82,6 +82,8 @@ class CheckpointPreflightOperator(BluegreenOperator):
                 f"{existing.label!r}, on {existing.held} since {existing.taken_at or existing.taken_by.since}); "
                 "expected none. Run bluegreen_resume or bluegreen_rollback for it first"
             )
+        if existing is not None and existing.phase is Phase.HELD:
+            raise RefusedError(f"checkpoint {existing.id} was taken by this very run, on {existing.held}, and is held")
         checks.passed("no checkpoint is held")
         standby = _standby(topology, self.standby or None)
         checks.passed(

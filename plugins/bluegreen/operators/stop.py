@@ -71,13 +71,15 @@ class StopMembersOperator(BluegreenOperator):
         states = hook.on_each(addresses, NodeHook.state)
         survey = Survey(None, states)
         hook.find_checkpoint(survey)
-        require_lock(hook, context, survey)
         if survey.checkpoint is None or survey.checkpoint.phase not in BEGUN:
             phase = f"a checkpoint that is {survey.checkpoint.phase.value!r}" if survey.checkpoint else "no checkpoint"
             raise RefusedError(
                 f"found {phase} on {', '.join(sorted(states))}; expected a rollback that has begun: nobody is stopped "
                 "before. Run bluegreen_rollback again, or clear its task `plan` with all that follow"
             )
+        for name, place in survey.checkpoint.members.items():
+            hook.node(name, place.ssh_host)
+        require_lock(hook, context, survey)
 
         def stop(node: NodeHook) -> dict[str, object]:
             found = stop_member(hook.patroni, node, addresses[node.member], states[node.member])
