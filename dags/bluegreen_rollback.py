@@ -10,6 +10,8 @@ the same params.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from airflow.sdk import DAG, Param
 
 from bluegreen import params
@@ -73,8 +75,13 @@ with DAG(
     remove_cluster = RemoveClusterOperator(task_id="remove_cluster")
     start_leader = StartLeaderOperator(task_id="start_leader")
     others = ListMembersOperator(task_id="others", members=plan.output["others"])
+    # the scheduler does not see the defaults that a mapped operator's class sets
     rejoin = RejoinMemberOperator.partial(
-        task_id="rejoin", how=dag.param("rejoin"), map_index_template="{{ task.member }}"
+        task_id="rejoin",
+        how=dag.param("rejoin"),
+        map_index_template="{{ task.member }}",
+        retries=2,
+        retry_delay=timedelta(seconds=2),
     ).expand(member=others.output)
     # where every other member is declared down nobody rejoins, and what is left is still to be proven and told
     close = CloseCheckpointOperator(task_id="close", trigger_rule="none_failed")

@@ -167,6 +167,11 @@ def test_the_monitor_looks_every_minute_and_never_twice_at_once(dags: dict[str, 
     assert monitor.schedule == "* * * * *" and not monitor.catchup and monitor.max_active_runs == 1
 
 
+def test_the_scheduler_knows_that_a_member_is_rejoined_again(dags: dict[str, Any]) -> None:
+    rejoin = dags["bluegreen_rollback"].get_task("rejoin")
+    assert (rejoin.retries, rejoin.retry_delay.total_seconds()) == (2, 2)
+
+
 def test_a_deployment_is_never_repeated_by_itself(dags: dict[str, Any]) -> None:
     assert dags["bluegreen_deploy"].get_task("deploy").retries == 0
 
