@@ -46,6 +46,13 @@ def net(lab: Lab) -> str:
 
 # Patroni
 
+LIARS_PORT = 9008
+
+
+def liar_url(member: Member) -> str:
+    """Where a liar answers in the place of a member's REST API: on the member's own host."""
+    return f"http://{member.host}:{LIARS_PORT}"
+
 
 class _Request(socketserver.StreamRequestHandler):
     server: _HttpServer
@@ -74,12 +81,12 @@ class LyingPatroni:
     :param lies: ``"GET /cluster"`` and the like to the lie that is told there.
     """
 
-    def __init__(self, member: Member, host: str, lies: dict[str, HttpLie]) -> None:
-        self.member, self.host, self.lies = member, host, lies
+    def __init__(self, member: Member, lies: dict[str, HttpLie]) -> None:
+        self.member, self.lies = member, lies
         self.asked: list[str] = []
-        self.server = _HttpServer((host, 8008), _Request)
+        self.server = _HttpServer((member.host, LIARS_PORT), _Request)
         self.server.liar = self
-        self.url = f"http://{host}:8008"
+        self.url = liar_url(member)
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
 
     def answer(self, say: Say, method: str, path: str, body: bytes) -> None:
@@ -208,12 +215,11 @@ def registry(lab: Lab, run_folder: Path, change: Callable[[dict[str, Any]], None
 @contextlib.contextmanager
 def lying_patronis(lab: Lab, run_folder: Path, lies: dict[str, HttpLie]) -> Iterator[list[LyingPatroni]]:
     """Servers in front of all members' REST APIs, which the registry and every member's api_url name."""
-    hosts = {name: f"{net(lab)}.{50 + number}" for number, name in enumerate(lab.nodes, 1)}
 
     def led_here(content: bytes) -> bytes:
         text = content.decode()
-        for name, member in lab.nodes.items():
-            text = text.replace(member.rest, f"http://{hosts[name]}:8008")
+        for member in lab.nodes.values():
+            text = text.replace(member.rest, liar_url(member))
         return text.encode()
 
     def cluster(say: Say, content: bytes) -> None:
@@ -221,8 +227,8 @@ def lying_patronis(lab: Lab, run_folder: Path, lies: dict[str, HttpLie]) -> Iter
 
     servers: list[LyingPatroni] = []
     with contextlib.ExitStack() as stack:
-        for name, member in lab.nodes.items():
-            servers.append(LyingPatroni(member, hosts[name], {**lies, "GET /cluster": cluster}))
+        for member in lab.nodes.values():
+            servers.append(LyingPatroni(member, {**lies, "GET /cluster": cluster}))
             stack.callback(servers[-1].close)
         urls = [server.url for server in servers]
         stack.enter_context(registry(lab, run_folder, lambda entry: entry.update(patroni=urls)))
@@ -237,6 +243,8 @@ def lying_node(lab: Lab, run_folder: Path, name: str, lies: dict[str, Output]) -
     def change(entry: dict[str, Any]) -> None:
         entry["ssh_hosts"][name] = server.host
         entry["ssh_host_keys"][name] = server.pin
+        # its REST API has another address than its SSH now, so that nobody could tell who lives there without Patroni
+        entry["patroni"].remove(lab.nodes[name].rest)
 
     try:
         with registry(lab, run_folder, change):
