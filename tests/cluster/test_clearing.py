@@ -58,6 +58,11 @@ def test_a_checkpoint_that_was_taken_is_not_undone(scene: Scene) -> None:
     scene.record = scene.finish("checkpoint", run_id)["checkpoint"]
     before = look(scene.lab)
 
+    state, report = clear(scene, "checkpoint", run_id, "hold")
+
+    assert (state, report["result"]) == ("success", "held"), report
+    unchanged(scene.lab, before)
+
     state, report = clear(scene, "checkpoint", run_id, "check")
 
     assert state == "failed", report
@@ -66,14 +71,16 @@ def test_a_checkpoint_that_was_taken_is_not_undone(scene: Scene) -> None:
     )
     unchanged(scene.lab, before)
 
-    state, report = clear(scene, "checkpoint", run_id, "hold")
 
-    assert (state, report["result"]) == ("success", "held"), report
-    unchanged(scene.lab, before)
+def test_what_is_closed_stays_closed(scene: Scene) -> None:
+    scene.checkpoint()
     run_id = scene.trigger("resume", checkpoint=scene.record["id"])
     scene.finish("resume", run_id)
+
     state, report = clear(scene, "resume", run_id, "close")
+
     assert (state, report["result"]) == ("success", "resumed"), report
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows)
 
 
 def test_a_release_does_not_touch_the_next_checkpoint(scene: Scene) -> None:
