@@ -17,6 +17,7 @@ from lab.cluster import Lab
 
 from bluegreen.checkpoint import Checkpoint
 from bluegreen.hooks.cluster import ClusterHook
+from bluegreen.operators.base import lock_cluster, owner_of
 from bluegreen.operators.hold import HoldStandbyOperator, RecordCheckpointOperator
 from bluegreen.operators.mark import MarkCheckpointOperator
 
@@ -78,6 +79,8 @@ def main() -> None:
     )
     context: Any = {"dag_run": dag_run}
     with ClusterHook(cluster) as hook:
+        survey = hook.survey(patroni_must_answer=True)
+        lock_cluster(hook, context, "checkpoint", survey, held=standby, members=survey.states)
         hold = HoldStandbyOperator(task_id="hold", cluster=cluster, standby=standby, checkpoint_id="bg_by_hand")
         hold.act(hook, context)
     override(lab, standby, on=True)
@@ -87,6 +90,7 @@ def main() -> None:
         marked = mark.act(hook, context)
     with ClusterHook(cluster) as hook:
         recorded = RecordCheckpointOperator(task_id="record", cluster=cluster).act(hook, context)
+        hook.unlock(owner_of(context, ""), hook.nodes)
     print(json.dumps({"marks": marked["marks"], "xids": mark.xids, "checkpoint": recorded["checkpoint"]}))
 
 

@@ -63,13 +63,14 @@ def test_a_checkpoint_that_was_taken_is_not_undone(scene: Scene) -> None:
     assert (state, report["result"]) == ("success", "held"), report
     unchanged(scene.lab, before)
 
-    state, report = clear(scene, "checkpoint", run_id, "check")
+    for task in ("check", "hold"):
+        state, report = clear(scene, "checkpoint", run_id, task)
 
-    assert state == "failed", report
-    assert f"Checkpoint {scene.record['id']}, which this run took before it was cleared, is still held" in str(
-        report["message"]
-    )
-    unchanged(scene.lab, before)
+        assert state == "failed", report
+        assert f"Checkpoint {scene.record['id']}, which this run took before it was cleared, is still held" in str(
+            report["message"]
+        )
+        unchanged(scene.lab, before)
 
 
 def test_what_is_closed_stays_closed(scene: Scene) -> None:

@@ -118,21 +118,25 @@ class UndoCheckpointOperator(BluegreenOperator):
         checkpoint = survey.known_checkpoint()
         if checkpoint is None or not checkpoint.taken_by.is_same_run(owner):
             return {"released": False, "warnings": []}
-        if checkpoint.phase is Phase.HELD and self._was_reported(context, checkpoint):
-            return {"released": False, "kept": checkpoint.id, "warnings": []}
         hook.refuse_foreign_lock(owner, survey.states)
-        if not hook.holds_lock(owner, survey.states):
+        holds_lock = hook.holds_lock(owner, survey.states)
+        if checkpoint.phase is Phase.HELD and (not holds_lock or self._was_reported(context, checkpoint)):
+            return {"released": False, "kept": checkpoint.id, "warnings": []}
+        if not holds_lock:
             lock_cluster(hook, context, "checkpoint", survey, held=checkpoint.held, members=checkpoint.members)
         warnings = release(hook, survey, find(hook, survey, None))
         remove_journals(hook, checkpoint, set(checkpoint.members))
         return {"released": True, "warnings": warnings}
 
     def _was_reported(self, context: Context, checkpoint: Checkpoint) -> bool:
-        """Tell whether an earlier pass of this run has told people that this checkpoint is held: Airflow keeps that."""
+        """Tell whether an earlier pass of this run has told people that its checkpoint is held: Airflow keeps that."""
         for name in self.get_flat_relative_ids(upstream=False):
             report = context["ti"].xcom_pull(task_ids=name)
-            if isinstance(report, dict) and report.get("result") == "held":
-                return (report.get("checkpoint") or {}).get("lsn") == checkpoint.lsn
+            if not isinstance(report, dict):
+                continue
+            held = (report.get("checkpoint") or {}).get("id") if report.get("result") == "held" else None
+            if checkpoint.id in (held, report.get("kept")):
+                return True
         return False
 
 

@@ -75,7 +75,17 @@ class ReportOperator(BaseOperator):
             "warnings": gathered.warnings(),
             "requested_by": getattr(context["dag_run"], "triggering_user_name", None) or "",
         }
-        for key in ("checks", "discarded", "reason", "parts", "branch_line", "deployment", "runbook_path", "runbook"):
+        for key in (
+            "checks",
+            "discarded",
+            "reason",
+            "parts",
+            "branch_line",
+            "deployment",
+            "kept",
+            "runbook_path",
+            "runbook",
+        ):
             value = gathered.last(key)
             if value is not None:
                 report[key] = value

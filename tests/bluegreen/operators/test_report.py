@@ -324,6 +324,7 @@ def test_a_failed_checkpoint_says_whether_a_hold_is_left(
     )
     assert report["result"] == "failed" and report["message"].startswith("not in effect. ")
     assert sentence in report["message"]
+    assert report.get("kept") == (result or {}).get("kept")
 
 
 def test_a_refused_checkpoint_whose_hold_was_released_does_not_say_that_nothing_was_changed() -> None:
