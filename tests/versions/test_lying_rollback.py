@@ -23,7 +23,7 @@ from tests.versions.liars import (
 from tests.versions.lies import ANSWERS, LIES, OUTPUTS, for_ever, half, much, said
 
 HELD, THIRD = "n2", "n3"
-RUN_SECONDS = 180
+RUN_SECONDS = 600
 TAMPERED = b"rmgr: Transaction len (rec/tot): 34/34, tx: 1, lsn: 0/1, prev 0/0, desc: COMMIT $(touch /tmp/x)\n"
 """The form in which pg_waldump prints a commit, of another transaction."""
 
@@ -59,7 +59,8 @@ def test_an_output_of_the_held_node_that_is_no_answer(scene: Scene, run_folder: 
     scene.must(dag, **conf_of(scene, dag))
 
 
-@pytest.mark.parametrize("kind", PATRONI)
+# where no Patroni can be understood a rollback goes on without one, as it must, and waits three times for the leader
+@pytest.mark.parametrize("kind", ["huge", "hosts swapped", "another leader"])
 def test_a_rollback_behind_lying_patronis(scene: Scene, run_folder: Path, kind: str) -> None:
     expected = ready(scene)
     with lying_patronis(scene.lab, run_folder, {"GET /cluster": PATRONI[kind]}):
