@@ -103,7 +103,7 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "hosts swapped": (swapped, "expected the same"),
     "a host that cannot be": (lambda answer: of(answer, "n2", host=LONG), "expected the same"),
     "an address that cannot be": (lambda answer: of(answer, "n2", api_url=f"http://{LONG}:8008"), "does not answer"),
-    "another port": (lambda answer: of(answer, "n1", port=1), "expected the same"),
+    "another port": (lambda answer: of(answer, "n1", port=1), "does not answer"),
     "a hostile name": (lambda answer: of(answer, "n2", name="n2\n\x1b[31m$(touch x)\u202e"), "cannot be put into"),
     "a hostile host": (lambda answer: of(answer, "n2", host="127.0.0.1 options='-c x'; $(id)\0"), "expected the same"),
 }

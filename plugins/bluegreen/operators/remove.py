@@ -45,6 +45,10 @@ class RemoveClusterOperator(BluegreenOperator):
             )
         if checkpoint.phase is Phase.TAKEN_OVER:
             return {"removed": False}
+        survey.require([checkpoint.held])
+        if not survey.states[checkpoint.held].aside:
+            # A former try came as far as the start of Patroni there: whoever answers now, the next task proves it.
+            return {"removed": False}
         if survey.topology is not None:
             raise FailedForNowError(f"a Patroni still answers ({survey.topology.names}); expected none to run")
         members = set(checkpoint.members) - set(checkpoint.hosts_down)
@@ -56,9 +60,6 @@ class RemoveClusterOperator(BluegreenOperator):
                 raise FailedForNowError(f"{node.where}: Patroni runs ({status.text}); expected it stopped")
 
         held = hook.nodes[checkpoint.held]
-        if not survey.states[checkpoint.held].aside:
-            # A former try came as far as the start of Patroni there.
-            return {"removed": False}
         hook.on_each(members, dead)
         config = held.config_path + shell.ASIDE
         result = held.run(
