@@ -229,11 +229,13 @@ def runbook(checkpoint: Checkpoint, places: Mapping[str, Place], *, superuser: s
     :param superuser: the database superuser of the held member's Patroni configuration.
     :raises RefusedError: when a name or path could not stand in a shell script as it is.
     """
-    if checkpoint.xid is None or checkpoint.lsn is None:
+    if checkpoint.xid is None or checkpoint.lsn is None or checkpoint.timeline is None:
         raise RefusedError(f"checkpoint {checkpoint.id} has no mark; there is no runbook for it")
     version = ServerVersion(checkpoint.server_version_num)
     held = places[checkpoint.held]
-    settings = standalone.recovery_settings(xid=checkpoint.xid, version=version, restore_command="")
+    settings = standalone.recovery_settings(
+        xid=checkpoint.xid, timeline=checkpoint.timeline, version=version, restore_command=""
+    )
     data_dir = _plain(held.data_dir)
     signals = f'  rm -f "{data_dir}/standby.signal"; : > "{data_dir}/recovery.signal"'
     auto_conf = settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from tests.cluster.scene import Scene, wait_for
 from tests.cluster.verdict import contents, history_files, look, unchanged, verdict
@@ -82,4 +83,19 @@ def test_a_member_that_has_joined_since_the_checkpoint_is_not_left_running(scene
     for name, text in texts.items():
         scene.journal_path(name).write_text(text)
     scene.rollback()
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+
+
+def test_a_held_standby_that_crashed_is_recovered_along_the_marks_timeline(scene: Scene) -> None:
+    """Its last restartpoint may lie on an earlier timeline than the mark: that is no timeline to recover on."""
+    lab = scene.lab
+    scene.checkpoint()
+    scene.deploy_badly()
+    scene.kill(scene.held)
+    control = lab.ssh(scene.held, f"{lab.info['bin_dir']}/pg_controldata {lab.nodes[scene.held].data_dir}").stdout
+    (timeline,) = re.findall(r"Latest checkpoint's TimeLineID: +(\d+)", control)
+    assert int(timeline) < scene.timeline, "the restartpoint is on the mark's timeline: this test shows nothing"
+
+    scene.rollback()
+
     verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)

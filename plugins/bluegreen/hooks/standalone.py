@@ -56,11 +56,14 @@ class Standalone:
 
     def prepare(self, found: DataDirectory, histories: dict[str, str]) -> None:
         """Save the server's files, seed the histories, write the files of the recovery."""
-        if self.checkpoint.xid is None:
+        if self.checkpoint.xid is None or self.checkpoint.timeline is None:
             raise RefusedError(f"checkpoint {self.checkpoint.id} has no mark")
         config = self.state.config
         settings = standalone.recovery_settings(
-            xid=self.checkpoint.xid, version=self.version, restore_command=self._restore_command(found)
+            xid=self.checkpoint.xid,
+            timeline=self.checkpoint.timeline,
+            version=self.version,
+            restore_command=self._restore_command(found),
         )
         hba, ident = standalone.closed_hba(config.superuser, self.node.commands.os_user)
         originals = self.originals

@@ -26,17 +26,19 @@ def quote_setting(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-def recovery_settings(*, xid: int, version: ServerVersion, restore_command: str) -> dict[str, str]:
+def recovery_settings(*, xid: int, timeline: int, version: ServerVersion, restore_command: str) -> dict[str, str]:
     """Return the settings that recover to the mark and promote there, and nothing else.
 
     :param xid: the mark's transaction id with its epoch; the parameter takes the lower 32 bits.
+    :param timeline: the mark's. ``current`` would be that of the last restartpoint, which a standby that crashed
+        after a failover has not made on the mark's timeline yet: recovery would end before the mark.
     :param restore_command: the node's own, or empty; the WAL up to the mark is proven to be local.
     """
     settings = {
         "recovery_target_xid": str(xid & 0xFFFFFFFF),
         "recovery_target_inclusive": "true",
         "recovery_target_action": "promote",
-        "recovery_target_timeline": "current" if not version.has_recovery_conf else "",
+        "recovery_target_timeline": str(timeline),
         "restore_command": restore_command or "/bin/false",
         "primary_conninfo": "",
         "primary_slot_name": "",
@@ -45,7 +47,7 @@ def recovery_settings(*, xid: int, version: ServerVersion, restore_command: str)
         "archive_cleanup_command": "",
     }
     if version.has_recovery_conf:
-        # recovery.conf knows no empty values, and the default timeline is the current one.
+        # recovery.conf knows no empty values
         settings = {name: value for name, value in settings.items() if value}
         settings["standby_mode"] = "off"
         return settings

@@ -125,12 +125,15 @@ def test_before_13_the_end_of_the_wal_is_no_proof() -> None:
 
 @BEFORE_12
 def test_recovery_conf_has_what_that_version_knows(version: ServerVersion) -> None:
-    settings = recovery_settings(xid=(1 << 32) + 1884, version=version, restore_command="cp '/wal archive'/%f %p")
+    settings = recovery_settings(
+        xid=(1 << 32) + 1884, timeline=3, version=version, restore_command="cp '/wal archive'/%f %p"
+    )
     # recovery-target-settings.html, archive-recovery-settings.html and standby-settings.html of 9.6 and 10
     assert recovery_conf(settings) == (
         "recovery_target_xid = '1884'\n"
         "recovery_target_inclusive = 'true'\n"
         "recovery_target_action = 'promote'\n"
+        "recovery_target_timeline = '3'\n"
         "restore_command = 'cp ''/wal archive''/%f %p'\n"
         "recovery_min_apply_delay = '0'\n"
         "standby_mode = 'off'\n"
@@ -145,9 +148,9 @@ def test_before_12_only_the_archive_is_shut_in_postgresql_auto_conf(version: Ser
 
 
 def test_12_takes_the_settings_in_postgresql_auto_conf() -> None:
-    text = with_settings("", recovery_settings(xid=1884, version=V12, restore_command=""))
+    text = with_settings("", recovery_settings(xid=1884, timeline=2, version=V12, restore_command=""))
     lines = text.splitlines()
-    assert "recovery_target_xid = '1884'" in lines and "recovery_target_timeline = 'current'" in lines
+    assert "recovery_target_xid = '1884'" in lines and "recovery_target_timeline = '2'" in lines
     # each is a parameter of 12 (release notes E.1.2); standby_mode and trigger_file are none any more
     assert not any(line.startswith(("standby_mode", "trigger_file", "archive_library")) for line in lines)
 

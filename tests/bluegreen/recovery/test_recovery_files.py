@@ -22,7 +22,7 @@ V11, V12, V15 = ServerVersion(110022), ServerVersion(120022), ServerVersion(1500
 
 
 def _settings(version: ServerVersion, xid: int = 747, restore: str = "") -> dict[str, str]:
-    return recovery_settings(xid=xid, version=version, restore_command=restore)
+    return recovery_settings(xid=xid, timeline=2, version=version, restore_command=restore)
 
 
 def test_the_recovery_promotes_at_the_mark_by_itself() -> None:
@@ -41,7 +41,7 @@ def test_neither_delay_nor_old_primary_is_left_in_the_recovery() -> None:
     settings = _settings(V15)
     assert settings["recovery_min_apply_delay"] == "0"
     assert settings["primary_conninfo"] == settings["primary_slot_name"] == ""
-    assert settings["recovery_target_timeline"] == "current"
+    assert settings["recovery_target_timeline"] == "2"
     assert settings["recovery_end_command"] == settings["archive_cleanup_command"] == ""
 
 
@@ -66,7 +66,7 @@ def test_recovery_conf_knows_no_empty_values_and_ends_standby_mode() -> None:
     settings = _settings(V11)
     assert all(settings.values()) and settings["standby_mode"] == "off"
     assert "primary_conninfo" not in settings and "archive_command" not in settings
-    assert "recovery_target_timeline" not in settings
+    assert settings["recovery_target_timeline"] == "2"
     assert "recovery_target_xid = '747'\n" in recovery_conf(settings)
 
 
