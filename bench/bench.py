@@ -292,7 +292,7 @@ def memory_mb(wanted: Callable[[psutil.Process], bool]) -> float:
         try:
             if wanted(process):
                 total += process.memory_full_info().pss
-        except psutil.Error:
+        except (psutil.Error, OSError):
             continue
     return round(total / 2**20, 1)
 

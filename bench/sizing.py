@@ -58,6 +58,7 @@ class Meter:
         """Seconds so far, of the living and of those whose parents have seen their end."""
         group, found = self.airflow.group(), {"airflow": 0.0, "nodes": 0.0}
         for process in psutil.process_iter():
+            # one that ends meanwhile is counted by its parent; one that may not be looked into is nobody's here
             with contextlib.suppress(psutil.Error, OSError):
                 times = process.cpu_times()
                 seconds = times.user + times.system + times.children_user + times.children_system
@@ -74,8 +75,10 @@ class Meter:
         self.peak_mb, self._end = 0, threading.Event()
 
         def watch() -> None:
-            while not self._end.wait(2):
+            while True:
                 self.peak_mb = max(self.peak_mb, memory_mb(lambda process: os.getpgid(process.pid) == group))
+                if self._end.wait(2):
+                    return
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -106,24 +109,30 @@ def registry_of(file: Path) -> Iterator[Any]:
 def one_run(client: AirflowClient, meter: Meter, clusters: int) -> dict[str, Any]:
     """Let the monitor, which is paused, run once and measure it."""
     logs, database = meter.airflow.home / "logs", meter.airflow.home / "airflow.db"
+    # a paused DAG runs nothing; the run of a minute that has just begun starts as soon as it is not
+    time.sleep(61 - time.time() % 60)
     before = meter.processor_seconds(), _size(logs), _size(database)
     with meter.watched():
-        begin, since = time.monotonic(), datetime.now(UTC).isoformat()
-        # a paused DAG runs nothing; the run of this minute begins as soon as it is not
+        since = datetime.now(UTC).isoformat()
         pause(client, False)
         try:
             run_id = _first_since(client, since)
             state = client.wait(MONITOR, run_id, seconds=RUN_SECONDS, every_seconds=1)
         finally:
-            pause(client, True)
-        seconds = time.monotonic() - begin
+            _quiet(client)
+    run = client.get(f"dags/{MONITOR}/dagRuns/{run_id}")
+    begin, end = (datetime.fromisoformat(run[name]) for name in ("start_date", "end_date"))
     after = meter.processor_seconds(), _size(logs), _size(database)
+    if not all(after[0][who] > before[0][who] for who in before[0]):
+        raise RuntimeError(
+            f"the processor time of {', '.join(before[0])} cannot be seen by this user: {before}, {after}"
+        )
     looks = [task for task in client.tasks(MONITOR, run_id) if task["task_id"] == "look"]
     if state != "success" or len(looks) != clusters:
         raise RuntimeError(f"{MONITOR} of {clusters} clusters: {state}, {len(looks)} looks")
     return {
         "clusters": clusters,
-        "run_seconds": round(seconds, 1),
+        "run_seconds": round((end - begin).total_seconds(), 1),
         "look_seconds": round(statistics.median(task["duration"] for task in looks), 2),
         "airflow_processor_seconds": round(after[0]["airflow"] - before[0]["airflow"], 1),
         "nodes_processor_seconds": round(after[0]["nodes"] - before[0]["nodes"], 1),
@@ -150,17 +159,12 @@ def _first_since(client: AirflowClient, since: str) -> str:
         time.sleep(0.5)
 
 
-def _quiet(client: AirflowClient) -> bool:
-    """Stop the schedule and wait until nothing of it runs; tell whether it was stopped before."""
-    wait_for_dags(client)
-    before = bool(client.get(f"dags/{MONITOR}")["is_paused"])
+def _quiet(client: AirflowClient) -> None:
+    """Stop the schedule, and end what of it runs: a run of a paused DAG would wait, and go on beside the next one."""
     pause(client, True)
-    deadline = time.monotonic() + 180
-    while client.get(f"dags/{MONITOR}/dagRuns", state="running", limit=1)["total_entries"]:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"a run of {MONITOR} does not end")
-        time.sleep(1)
-    return before
+    for run in client.get(f"dags/{MONITOR}/dagRuns", state=["queued", "running"], limit=10)["dag_runs"]:
+        path = f"dags/{MONITOR}/dagRuns/{run['dag_run_id']}"
+        client.request("PATCH", path, {"state": "failed"}).raise_for_status()
 
 
 def _size(path: Path) -> int:
@@ -178,7 +182,9 @@ def main() -> int:
     was_stopped = airflow.start() is not None
     meter, found = Meter(airflow, str(lab.info["directory"])), []
     client = lab_client(settings.run)
-    was_paused = _quiet(client)
+    wait_for_dags(client)
+    was_paused = bool(client.get(f"dags/{MONITOR}")["is_paused"])
+    _quiet(client)
     idle = idle_memory(lab, airflow)
     try:
         with lifecycle.alone(settings), registry_of(Path(environment["BLUEGREEN_CLUSTERS"])) as write:
@@ -187,8 +193,11 @@ def main() -> int:
                 found.append(one_run(client, meter, number))
                 console.print(f"{number:>4} clusters: {found[-1]}", markup=False)
     finally:
-        with contextlib.suppress(httpx.HTTPError):
+        try:
             pause(lab_client(settings.run), was_paused)
+        except httpx.HTTPError as error:
+            # an error that is under way must not be hidden by this one
+            console.print(f"{MONITOR} is left paused: {error}", markup=False)
         if was_stopped:
             airflow.stop()
     result = {
@@ -207,7 +216,7 @@ def show(found: list[dict[str, Any]]) -> None:
     """The table for a person."""
     table = Table(title="One run of the monitor", title_justify="left")
     for heading in found[0]:
-        table.add_column(heading.replace("_", " "), justify="right")
+        table.add_column(heading.replace("_", " "), justify="right", overflow="fold")
     for one in found:
         table.add_row(*(str(value) for value in one.values()))
     console.print(table)

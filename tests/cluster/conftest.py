@@ -24,7 +24,7 @@ SNAPSHOT = "tests"
 HERE = Path(__file__).parent
 
 
-# on containers: what reaches into Airflow's own processes and files, and what needs a WAL archive
+# on containers: what reaches into Airflow's own processes and files, what needs a WAL archive, or the lab's commands
 ONE_MACHINE = {"test_archive.py", "test_journals_alone.py", "test_secrets.py", "test_proof.py"}
 ONE_MACHINE_CASES = {
     "test_a_killed_worker_finds_the_same_child_again",
@@ -39,7 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in Path(item.path).parents:
             item.add_marker(pytest.mark.cluster)
             if containers and (Path(item.path).name in ONE_MACHINE or item.name in ONE_MACHINE_CASES):
-                item.add_marker(pytest.mark.skip(reason="needs Airflow's own processes or files on this machine"))
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason="needs Airflow's own processes or files, or the lab's commands, on this machine"
+                    )
+                )
 
 
 def _run_folder() -> Path:
@@ -134,6 +138,15 @@ def standalone(lab: Lab, run_folder: Path) -> Iterator[Airflow | ComposeAirflow]
     yield airflow
     if not was_running:
         airflow.stop()
+
+
+@pytest.fixture
+def registry(standalone: Airflow | ComposeAirflow) -> Iterator[Path]:
+    """The lab's registry, put back afterwards."""
+    path = Path(standalone.environment["BLUEGREEN_CLUSTERS"])
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from lab.client import AirflowClient
 from lab.cluster import Lab
+from ruamel.yaml import YAML
 from tests.cluster.verdict import Contents, Picture, contents
 
 JOURNAL = ".bluegreen-journal"
@@ -53,6 +54,22 @@ def has(lab: Lab, name: str, rows: Contents) -> bool:
         return contents(lab, name) == rows
     except psycopg.Error:
         return False
+
+
+def change(registry: Path, cluster: str, **values: Any) -> None:
+    """Edit a cluster of the registry; mappings such as `limits` are merged."""
+    yaml = YAML()
+    data = yaml.load(registry)
+    entry = data["clusters"].setdefault(cluster, {})
+    for name, value in values.items():
+        if isinstance(value, dict):
+            entry.setdefault(name, {}).update(value)
+        else:
+            entry[name] = value
+    new = registry.with_suffix(".new")
+    yaml.dump(data, new)
+    new.chmod(0o644)
+    new.replace(registry)
 
 
 def wait_for(what: str, look: Callable[[], Any], seconds: float = 60, every: float = 0.1) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lab.standalone import Airflow
-from tests.cluster.scene import Scene
-from tests.cluster.test_monitor import change
+from tests.cluster.scene import Scene, change
 from tests.cluster.verdict import history_files, verdict
 
 
@@ -37,20 +35,17 @@ def test_a_rollback_brings_the_old_rows_back_on_every_member(scene: Scene, rejoi
         assert not [name for name in others if (lab.nodes[name].data_dir / "marker").exists()]
 
 
-def test_a_second_run_goes_on_where_patroni_was_started_on_the_new_leader(scene: Scene, standalone: Airflow) -> None:
+def test_a_second_run_goes_on_where_patroni_was_started_on_the_new_leader(scene: Scene, registry: Path) -> None:
     """The first run fails after the start, at the write that proves the takeover."""
     lab = scene.lab
     scene.checkpoint()
     scene.deploy_badly()
-    registry = Path(standalone.environment["BLUEGREEN_CLUSTERS"])
     before = registry.read_bytes()
     run_id = scene.trigger("rollback", **scene.rollback_conf())
-    try:
-        scene.wait_phase("promoted")
-        change(registry, lab.name, postgres_conn_id="test_there_is_none")
-        state = scene.airflow.wait("bluegreen_rollback", run_id, seconds=400)
-    finally:
-        registry.write_bytes(before)
+    scene.wait_phase("promoted")
+    change(registry, lab.name, postgres_conn_id="test_there_is_none")
+    state = scene.airflow.wait("bluegreen_rollback", run_id, seconds=400)
+    registry.write_bytes(before)
     report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
     assert state == "failed" and "'test_there_is_none' cannot be used" in report["message"], report
     assert "there is only forward" in report["message"] and scene.task("rollback", run_id, "start_leader") == "failed"

@@ -5,24 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-from lab.standalone import Airflow
 from ruamel.yaml import YAML
-from tests.cluster.scene import GOOD_MIGRATION, Scene
+from tests.cluster.scene import GOOD_MIGRATION, Scene, change
 from tests.cluster.test_deploy import CHECKS, deploy
-from tests.cluster.test_monitor import change
 from tests.cluster.verdict import contents, look, unchanged, verdict
 
 NO_LOCK = "this run does not hold the lock"
-
-
-@pytest.fixture
-def registry(standalone: Airflow) -> Any:
-    """The lab's registry, put back afterwards."""
-    path = Path(standalone.environment["BLUEGREEN_CLUSTERS"])
-    before = path.read_bytes()
-    yield path
-    path.write_bytes(before)
 
 
 def clear(scene: Scene, dag: str, run_id: str, task: str) -> tuple[str, dict[str, Any]]:
@@ -39,10 +27,6 @@ def clear(scene: Scene, dag: str, run_id: str, task: str) -> tuple[str, dict[str
     assert answer.status_code == 200, answer.text
     state = scene.airflow.wait(f"bluegreen_{dag}", run_id, seconds=400)
     return state, scene.airflow.xcom(f"bluegreen_{dag}", run_id, "report") or {}
-
-
-def _node(registry: Path, cluster: str) -> dict[str, Any]:
-    return dict(YAML().load(registry)["clusters"][cluster]["node"])
 
 
 def failed(scene: Scene, dag: str, run_id: str) -> dict[str, Any]:
@@ -102,7 +86,7 @@ def test_a_stop_does_nothing_after_the_old_cluster_was_put_back(scene: Scene, re
     scene.checkpoint()
     rows = scene.deploy_badly()
     before = registry.read_bytes()
-    change(registry, lab.name, node={**_node(registry, lab.name), "stop": "false"})
+    change(registry, lab.name, node={"stop": "false"})
     run_id = scene.trigger("rollback", **scene.rollback_conf())
     assert "put back into service" in failed(scene, "rollback", run_id)["message"]
     registry.write_bytes(before)
@@ -123,8 +107,8 @@ def test_members_that_could_not_rejoin_do_so_when_their_tasks_are_cleared(scene:
     scene.checkpoint()
     scene.deploy_badly()
     before = registry.read_bytes()
-    node = _node(registry, lab.name)
-    change(registry, lab.name, node={**node, "start": f"test {{member}} = {scene.held} && {node['start']}"})
+    start = YAML().load(registry)["clusters"][lab.name]["node"]["start"]
+    change(registry, lab.name, node={"start": f"test {{member}} = {scene.held} && {start}"})
     run_id = scene.trigger("rollback", **scene.rollback_conf())
     assert "there is only forward" in failed(scene, "rollback", run_id)["message"]
     registry.write_bytes(before)

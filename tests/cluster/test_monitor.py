@@ -3,41 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pytest
-from lab.standalone import Airflow
-from ruamel.yaml import YAML
-from tests.cluster.scene import LOCK, Scene, wait_for
+from tests.cluster.scene import LOCK, Scene, change, wait_for
 from tests.cluster.verdict import verdict
-
-
-@pytest.fixture
-def registry(standalone: Airflow) -> Iterator[Path]:
-    """The lab's registry, put back afterwards."""
-    path = Path(standalone.environment["BLUEGREEN_CLUSTERS"])
-    before = path.read_bytes()
-    yield path
-    path.write_bytes(before)
-
-
-def change(registry: Path, cluster: str, **values: Any) -> None:
-    """Edit a cluster of the registry; `limits` are merged."""
-    yaml = YAML()
-    data = yaml.load(registry)
-    entry = data["clusters"].setdefault(cluster, {})
-    for name, value in values.items():
-        if name == "limits":
-            entry.setdefault("limits", {}).update(value)
-        else:
-            entry[name] = value
-    new = registry.with_suffix(".new")
-    yaml.dump(data, new)
-    new.chmod(0o644)
-    new.replace(registry)
 
 
 def look(scene: Scene, cluster: str) -> tuple[str, str, dict[str, Any]]:

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from lab.cluster import Lab
 from tests.cluster.scene import LOCK, Scene
 from tests.cluster.verdict import look, unchanged, verdict
 from tests.faults.judge import Expectation, settle, wrongs
@@ -123,8 +122,7 @@ def ends_well(scene: Scene, expected: Expectation, state: str, report: dict[str,
 
 def after(scene: Scene, expected: Expectation) -> None:
     """Raise unless the cluster is as it must be after the operation."""
-    lab: Lab = scene.lab
     if expected.operation == "rollback":
-        verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+        verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
     else:
-        verdict(lab, before=scene.fresh, rows=expected.deployed)
+        verdict(scene.lab, before=scene.fresh, rows=expected.deployed)

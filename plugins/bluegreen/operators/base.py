@@ -174,17 +174,18 @@ def lock_cluster(
 
 def is_finished(context: Context, owner: Owner) -> bool:
     """Tell whether Airflow knows that a run has ended; a run that it does not know is not called ended."""
-    state = _run_state(context, owner)
+    state = run_state(context, owner)
     return state is not None and state in FINISHED_STATES
 
 
 def is_running(context: Context, owner: Owner) -> bool:
     """Tell whether Airflow knows that a run is still going on."""
-    state = _run_state(context, owner)
+    state = run_state(context, owner)
     return state is not None and state not in FINISHED_STATES
 
 
-def _run_state(context: Context, owner: Owner) -> str | None:
+def run_state(context: Context, owner: Owner) -> str | None:
+    """Return the state of a run, or None where Airflow does not know it."""
     try:
         return plain(context["ti"].get_dagrun_state(owner.dag_id, owner.run_id))
     except Exception as error:

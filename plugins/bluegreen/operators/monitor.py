@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.observability import stats
 
-from bluegreen.checkpoint import Checkpoint, Owner, Phase, parse_owner
+from bluegreen.checkpoint import Checkpoint, Phase, parse_owner
 from bluegreen.clusters import Limits, load_registry
 from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError
 from bluegreen.forecast import Disk, seconds_until_full
@@ -18,7 +16,7 @@ from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.proof import prove_held
 from bluegreen.lag import lag_problems
-from bluegreen.operators.base import BluegreenOperator, is_finished, is_running, lock_cluster, owner_of
+from bluegreen.operators.base import FINISHED_STATES, BluegreenOperator, lock_cluster, owner_of, run_state
 from bluegreen.operators.release import RELEASABLE, find, release
 from bluegreen.topology import Topology, slot_name
 
@@ -72,7 +70,7 @@ class MonitorClusterOperator(BluegreenOperator):
         survey = hook.survey(patroni_must_answer=True)
         if survey.topology is None:
             raise FailedForNowError("no Patroni answers")
-        busy = _busy(survey, context)
+        busy, unknown = _locks(survey, context)
         look = _Look(hook, survey, survey.topology, self._earlier(context))
         look.disks()
         if busy:
@@ -81,7 +79,7 @@ class MonitorClusterOperator(BluegreenOperator):
             look.figures["busy"] = busy
             look.problems = look.full_disks
         else:
-            look.locks(partial(_is_known, context))
+            look.problems += unknown
             look.replication()
             look.replay()
             look.checkpoint()
@@ -146,16 +144,6 @@ class _Look:
     def held(self) -> str | None:
         checkpoint = self.survey.checkpoint
         return checkpoint.held if checkpoint else None
-
-    def locks(self, is_known: Callable[[Owner], bool]) -> None:
-        """A lock whose run this Airflow does not know keeps everybody out, and nobody may be working."""
-        for owner in _owners(self.survey):
-            if not is_known(owner):
-                self.problems.append(
-                    f"locked by {owner}, a run that this Airflow does not know; expected nobody. If it is certainly "
-                    f"dead, start the next run with break_lock = {owner.run_id}"
-                )
-                return
 
     def replication(self) -> None:
         """Lag per standby and the WAL that slots keep back, on the primary."""
@@ -310,17 +298,21 @@ class _Look:
             )
 
 
-def _owners(survey: Survey) -> list[Owner]:
-    return [parse_owner(state.lock, where=name) for name, state in survey.states.items() if state.lock is not None]
+def _locks(survey: Survey, context: Context) -> tuple[str, list[str]]:
+    """Return which run holds the cluster and goes on, or an empty text, and what is to say of one that is not known.
 
-
-def _busy(survey: Survey, context: Context) -> str:
-    """Return which run holds the cluster and is known to go on, or an empty text."""
-    return next((str(owner) for owner in _owners(survey) if is_running(context, owner)), "")
-
-
-def _is_known(context: Context, owner: Owner) -> bool:
-    return is_running(context, owner) or is_finished(context, owner)
+    A lock whose run this Airflow does not know keeps everybody out, and nobody may be working.
+    """
+    owners = [parse_owner(state.lock, where=name) for name, state in survey.states.items() if state.lock is not None]
+    states = [(owner, run_state(context, owner)) for owner in owners]
+    busy = next((str(owner) for owner, state in states if state is not None and state not in FINISHED_STATES), "")
+    unknown = [
+        f"locked by {owner}, a run that this Airflow does not know; expected nobody. If it is certainly dead, start "
+        f"the next run with break_lock = {owner.run_id}"
+        for owner, state in states
+        if state is None
+    ]
+    return busy, unknown[:1]
 
 
 def _send(cluster: str, figures: dict[str, Any]) -> None:
