@@ -143,9 +143,6 @@ if ! proven; then
   done
   proven
 fi
-cp -p "$saved/pg_hba.conf" "@HBA@"; cp -p "$saved/pg_ident.conf" "@IDENT@"
-cp -p "$saved/postgresql.auto.conf" "@DATA@/postgresql.auto.conf"
-"@BIN@/pg_ctl" reload -D "@DATA@" >/dev/null || true
 STEP
 say "THE POINT OF NO RETURN IS PASSED: from here there is only forward"
 
@@ -161,9 +158,13 @@ END
 fi
 STEP
 
-say "5. Start Patroni on @HELD@, without the hold; it must become the leader"
+say "5. Open @HELD@ to clients and start Patroni on it, without the hold; it must become the leader"
 on @HELD_Q@ <<'STEP'
 if [ -e "@CONFIG@.bluegreen-aside" ]; then
+  saved="@CONFIG@.bluegreen-saved"
+  cp -p "$saved/pg_hba.conf" "@HBA@"; cp -p "$saved/pg_ident.conf" "@IDENT@"
+  cp -p "$saved/postgresql.auto.conf" "@DATA@/postgresql.auto.conf"
+  "@BIN@/pg_ctl" reload -D "@DATA@" >/dev/null || true
   if [ -e "@CONFIG@.bluegreen-original" ]; then cp -p "@CONFIG@.bluegreen-original" "@CONFIG@.bluegreen-aside"; fi
   rm -f "@CONFIG@.bluegreen-aside/zz_bluegreen.yml" 2>/dev/null || true
   mv "@CONFIG@.bluegreen-aside" "@CONFIG@"

@@ -181,14 +181,15 @@ class Standalone:
         return " ".join((wanted or result.output.splitlines() or ["nothing"])[-1].split())[:400]
 
     def open(self, found: DataDirectory) -> None:
-        """Put the server's own files back and have it read them."""
+        """Put the server's own files back and have it read them: clients are let in again."""
         self.node.done(
             shell.restore_saved(
                 config=self.node.config_path, data_dir=self.data_dir, originals=self._to_put_back(), signals="none"
             ),
             "putting the server's files back",
         )
-        self.node.done(shell.reload_server(self.data_dir, found.bin_dir), "reloading the server")
+        if found.server_processes:
+            self.node.done(shell.reload_server(self.data_dir, found.bin_dir), "reloading the server")
 
     def _to_put_back(self) -> dict[str, str]:
         # After the promotion there is no recovery.conf; the server renamed it itself.

@@ -23,7 +23,8 @@ class RecoverToMarkOperator(BluegreenOperator):
     Every other member is proven down first; the timeline histories of all are seeded, so that the new
     timeline gets a number that nobody has used; ``pg_hba.conf`` lets in only the data directory's owner
     over the local socket, and nothing is archived. The promotion is proven by the last line of the new
-    timeline's history, ``after transaction XID``; only then is the server opened (H3, H5, H9, H12).
+    timeline's history, ``after transaction XID``; the server stays shut until Patroni starts on it
+    (H3, H5, H9, H12).
 
     Example::
 
@@ -77,7 +78,6 @@ class RecoverToMarkOperator(BluegreenOperator):
                 checkpoint = checkpoint.advanced(Phase.RECOVERING)
             checkpoint = checkpoint.advanced(Phase.PROMOTED, branch_line=line.line, new_timeline=timeline)
             hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
-        held.open(found)
         self.log.info("promoted at the mark, timeline %s: %s", timeline, line.line)
         return {"branch_line": line.line, "checkpoint": checkpoint.public()}
 

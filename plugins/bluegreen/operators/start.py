@@ -18,6 +18,7 @@ from bluegreen.hooks.leadership import (
     start_patroni,
 )
 from bluegreen.hooks.node import NodeHook, NodeState
+from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 from bluegreen.recovery.node_config import NodeConfig, edit, parse_node_config
@@ -30,18 +31,20 @@ MAY_LEAD: dict[tuple[str, ...], Any] = {("tags", "nofailover"): False}
 
 
 class StartLeaderOperator(BluegreenOperator):
-    """Start Patroni on the held member, without the hold, and prove the takeover (hazards H10 and H13).
+    """Open the recovered server, start Patroni on it without the hold, and prove the takeover.
 
-    Proven means: the leader is the held member, its history has the line proven before, and a write
-    commits. ``/config`` is put back as it was, where Patroni shows it already. Run again after the takeover,
-    it takes another leader on the same line of history for good: a failover may have come between.
+    The server is opened only while no other Patroni answers: beside one that leads, two members would take
+    writes (hazards H10, H12 and H13). Proven means: the leader is the held member, its history has the line
+    proven before, and a write commits. ``/config`` is put back as it was, where Patroni shows it already. Run
+    again after the takeover, it takes another leader on the same line of history for good: a failover may have
+    come between.
 
     Example::
 
         start = StartLeaderOperator(task_id="start_leader", cluster="orders")
 
     :raises RefusedError: when the promotion is not proven.
-    :raises FailedForNowError: when the member did not become leader in time.
+    :raises FailedForNowError: when another Patroni answers, or the member did not become leader in time.
     """
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
@@ -54,6 +57,13 @@ class StartLeaderOperator(BluegreenOperator):
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         warnings: list[str] = []
         if checkpoint.phase is Phase.PROMOTED and state.aside:
+            if survey.topology is not None:
+                raise FailedForNowError(
+                    f"a Patroni of the cluster answers ({survey.topology.names}); expected none to run before "
+                    f"{checkpoint.held} is opened to clients"
+                )
+            # Patroni connects over TCP when it starts.
+            Standalone(node, state, checkpoint).open(node.data_directory(state.config))
             warnings = self._bring_back(node, state, checkpoint)
         starts_first = checkpoint.phase is Phase.PROMOTED or not _another_leads(survey, checkpoint.held)
         if starts_first:
