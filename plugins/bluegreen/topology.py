@@ -56,11 +56,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Topology:
-    """A cluster as one of its members describes it."""
+    """A cluster as one of its members describes it.
+
+    :param answered_by: the address of that member's REST API.
+    """
 
     members: tuple[Member, ...]
     scope: str = ""
     paused: bool = False
+    answered_by: str = ""
 
     def member(self, name: str) -> Member:
         """Return a member by name.

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Self
 
 import httpx
@@ -187,7 +188,8 @@ class PatroniHook(BaseHook):
             # What one leaves of the time is the others': slow ones together take no longer than one.
             share = max((deadline - time.monotonic()) / (len(urls) - number), LEAST_SECONDS)
             try:
-                return parse_topology(self.get_json(f"{url.rstrip('/')}/cluster", whole_seconds=share))
+                answer = self.get_json(f"{url.rstrip('/')}/cluster", whole_seconds=share)
+                return replace(parse_topology(answer), answered_by=url)
             except RefusedError as error:
                 refused = refused or error
             except FailedForNowError as error:

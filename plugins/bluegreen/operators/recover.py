@@ -58,7 +58,8 @@ class RecoverToMarkOperator(BluegreenOperator):
         if branch is None and survey.topology is not None:
             # Also one that the journal does not know: it would lead, and take the number of the new timeline.
             raise FailedForNowError(
-                f"a Patroni of the cluster answers ({survey.topology.names}); expected none to run before the promotion"
+                f"a Patroni of the cluster answers at {survey.topology.answered_by}; expected none to run before the "
+                "promotion"
             )
         if branch is not None:
             held.shut(found)

@@ -50,7 +50,7 @@ class RemoveClusterOperator(BluegreenOperator):
             # A former try came as far as the start of Patroni there: whoever answers now, the next task proves it.
             return {"removed": False}
         if survey.topology is not None:
-            raise FailedForNowError(f"a Patroni still answers ({survey.topology.names}); expected none to run")
+            raise FailedForNowError(f"a Patroni answers at {survey.topology.answered_by}; expected none to run")
         members = set(checkpoint.members) - set(checkpoint.hosts_down)
         survey.require(members)
 

@@ -59,7 +59,7 @@ class StartLeaderOperator(BluegreenOperator):
         if checkpoint.phase is Phase.PROMOTED and state.aside:
             if survey.topology is not None:
                 raise FailedForNowError(
-                    f"a Patroni of the cluster answers ({survey.topology.names}); expected none to run before "
+                    f"a Patroni of the cluster answers at {survey.topology.answered_by}; expected none to run before "
                     f"{checkpoint.held} is opened to clients"
                 )
             # Patroni connects over TCP when it starts.
