@@ -53,9 +53,13 @@ class Lab:
         """
         folder = Path(run or os.environ.get("LAB_RUN") or CHECKOUT / "lab" / "run")
         try:
-            info = json.loads((folder / "lab.json").read_text())
+            return cls.described(json.loads((folder / "lab.json").read_text()))
         except FileNotFoundError:
             raise LabError(f"There is no {folder}/lab.json: make lab") from None
+
+    @classmethod
+    def described(cls, info: dict[str, Any]) -> Self:
+        """The lab of such a description."""
         paths = ("data_dir", "patroni_config", "socket_dir", "postgres_log", "patroni_log")
         nodes = {one["name"]: Member(**{**one, **{key: Path(one[key]) for key in paths}}) for one in info["nodes"]}
         return cls(info, nodes)

@@ -352,8 +352,8 @@ def _env(values: dict[str, str]) -> str:
     return "".join(f"{key}={value}\n" for key, value in values.items())
 
 
-def lab_json(place: Place, known: dict[str, str]) -> dict[str, Any]:
-    """Where everything is, as seen from this machine."""
+def lab_json(place: Place, known: dict[str, str], cluster: str = "orders") -> dict[str, Any]:
+    """Where everything of a cluster is, as seen from this machine."""
     nodes = [
         {
             "name": name,
@@ -367,11 +367,11 @@ def lab_json(place: Place, known: dict[str, str]) -> dict[str, Any]:
             "postgres_log": f"{RUN}/{name}/postgresql/log/postgresql.log",
             "patroni_log": "",
         }
-        for name in CLUSTERS["orders"]
+        for name in CLUSTERS[cluster]
     ]
     return {
         "kind": "compose",
-        "name": "orders",
+        "name": cluster,
         "nodes": nodes,
         "superuser": "postgres",
         "password": known["postgres"],
@@ -384,7 +384,7 @@ def lab_json(place: Place, known: dict[str, str]) -> dict[str, Any]:
         "ssh_user": SSH_USER,
         "ssh_key": str(RUN / "client_ed25519"),
         "ssh_config": str(RUN / "ssh_config"),
-        "ssh_host_keys": {name: host_key(name) for name in CLUSTERS["orders"]},
+        "ssh_host_keys": {name: host_key(name) for name in CLUSTERS[cluster]},
         "directory": str(RUN),
         "run": str(RUN),
         "archive": None,

@@ -9,11 +9,12 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import psycopg
 
 from lab.cluster import Lab
-from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, REGISTRY, RUN, Place
+from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, REGISTRY, RUN, Place, lab_json, load_secrets
 from lab.config import CHECKOUT, LabError
 from lab.standalone import unhealthy
 
@@ -105,7 +106,12 @@ def container(service: str) -> str:
 
 
 class ComposeLab(Lab):
-    """The cluster ``orders`` of docker-compose.yaml: three containers with systemd."""
+    """A cluster of docker-compose.yaml, by default ``orders``: containers with systemd."""
+
+    @classmethod
+    def of(cls, cluster: str) -> Self:
+        """One of its clusters by name; the first state of ``orders`` alone is kept, and with it the DCS of all."""
+        return cls.described(lab_json(Place.load(), load_secrets(), cluster))
 
     def on_node(
         self, name: str, *command: str, user: str = "root", stdin: str | None = None, check: bool = True
