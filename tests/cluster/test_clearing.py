@@ -102,6 +102,24 @@ def test_a_stop_does_nothing_after_the_old_cluster_was_put_back(scene: Scene, re
     verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
 
 
+def test_an_old_cluster_that_could_not_be_put_back_is_when_the_task_is_cleared(scene: Scene, registry: Path) -> None:
+    lab = scene.lab
+    scene.checkpoint()
+    rows = scene.deploy_badly()
+    before = registry.read_bytes()
+    stop = YAML().load(registry)["clusters"][lab.name]["node"]["stop"]
+    change(registry, lab.name, node={"start": "false", "stop": f"test {{member}} = {scene.third} && {stop}"})
+    run_id = scene.trigger("rollback", **scene.rollback_conf())
+    assert "Putting the old cluster back into service failed too" in failed(scene, "rollback", run_id)["message"]
+    registry.write_bytes(before)
+
+    state, report = clear(scene, "rollback", run_id, "put_back")
+
+    assert state == "failed" and "The old cluster was put back into service" in report["message"], report
+    verdict(lab, before=scene.fresh, rows=rows, held=scene.held)
+    assert not scene.locks()
+
+
 def test_members_that_could_not_rejoin_do_so_when_their_tasks_are_cleared(scene: Scene, registry: Path) -> None:
     lab = scene.lab
     scene.checkpoint()

@@ -18,7 +18,7 @@ from bluegreen.hooks.node import NodeHook
 from bluegreen.hooks.proof import prove_held
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator, owner_of, task_states
+from bluegreen.operators.base import BluegreenOperator, require_lock, task_states
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -64,7 +64,10 @@ class PutBackOperator(BluegreenOperator):
         some_aside = any(state.aside for state in survey.states.values())
         if checkpoint.phase is Phase.HELD and not some_aside:
             return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
-        if not hook.holds_lock(owner_of(context, ""), survey.states):
+        try:
+            require_lock(hook, context, survey)
+        except RefusedError as error:
+            self.log.warning("%s", error)
             return {"put_back": False, "checkpoint": checkpoint.public(), "locked_out": True}
         down = set(checkpoint.hosts_down)
         others = [name for name in checkpoint.others if name not in down]
