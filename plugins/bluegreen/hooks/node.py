@@ -303,7 +303,10 @@ class NodeHook:
                         f"{self.where}: its SSH host key is not known; expected it in the registry's ssh_host_keys "
                         "or in the worker's known_hosts"
                     ) from None
-                raise UnreachableError(f"{self.where}: SSH failed ({_sentence(error)})") from None
+                raise UnreachableError(
+                    f"{self.where}: SSH took the connection on port {self._ssh.port}, and hung or ended before the "
+                    f"login ({_sentence(error)})"
+                ) from None
             except (OSError, EOFError, UnicodeError) as error:
                 raise UnreachableError(
                     f"{self.where}: SSH does not answer on port {self._ssh.port} ({_sentence(error)})"
