@@ -33,6 +33,8 @@ DURING: dict[str, dict[str, tuple[str, str, str]]] = {
         "close": ("node", "end", r"rm -rf"),
     },
 }
+MANAGER_SECONDS = 8
+"""How long it takes until a service manager has started a killed Patroni again."""
 STEPS = {operation: [*steps, "unlock"] for operation, steps in DURING.items()}
 
 
@@ -218,7 +220,9 @@ def _cases() -> Iterator[Case]:
     }
     for fault, where in places.items():
         for operation, step, moment, member in where:
-            yield Case(operation, step, moment, fault, member)
+            # Where nobody starts it within Patroni's ttl another one leads, and without a watchdog both take writes.
+            manager = fault is damage.patroni_killed and member == "leader"
+            yield Case(operation, step, moment, fault, member, mend_after=MANAGER_SECONDS if manager else None)
 
     for step, fault in (
         ("plan", damage.wal_missing),
