@@ -6,7 +6,7 @@ import time
 
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint
-from bluegreen.exceptions import BluegreenError, FailedForNowError, RefusedError
+from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.recovery import standalone
 from bluegreen.recovery.history import Branch, branch_at_mark, is_history_name
@@ -144,16 +144,25 @@ class Standalone:
     def wait_promoted(self, found: DataDirectory) -> tuple[int, Branch]:
         """Wait for the end of the recovery and prove by the history file that it ended at the mark.
 
-        :raises FailedForNowError: when the server died before, with the last lines of its log.
+        :raises FailedForNowError: when the server died before, with the last line of its log, or its answer is none.
+        :raises OutcomeUnknownError: when the answer is too large or does not end.
         :raises RefusedError: when it was promoted elsewhere: it must not be opened.
         """
         deadline = time.monotonic() + RECOVERY_SECONDS
+        question = "select pg_is_in_recovery()"
         while True:
             try:
-                if self.sql(found, "select pg_is_in_recovery()") == "f":
-                    break
-            except BluegreenError as error:
+                answer = self.sql(found, question)
+            except FailedForNowError as error:
+                # a server that starts lets nobody in, however long it has to replay until it is consistent
                 self.node.log.info("%s", error)
+            else:
+                if answer == "f":
+                    break
+                if answer != "t":
+                    raise FailedForNowError(
+                        f"{self.node.where}: found {answer[:80]!r} as the answer to {question}, expected t or f"
+                    )
             if not self.node.data_directory(self.state.config).server_processes:
                 raise FailedForNowError(
                     f"{self.node.where}: the server ended before its promotion at the mark; it said: {self._log_tail()}"
