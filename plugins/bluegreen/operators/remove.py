@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from bluegreen import shell
 from bluegreen.checkpoint import Phase
-from bluegreen.exceptions import FailedForNowError, RefusedError
+from bluegreen.exceptions import FailedForNowError, OutcomeUnknownError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.hooks.node import NodeHook
+from bluegreen.hooks.node import NodeHook, Result
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 
 if TYPE_CHECKING:
@@ -62,22 +62,15 @@ class RemoveClusterOperator(BluegreenOperator):
         held = hook.nodes[checkpoint.held]
         hook.on_each(members, dead)
         config = held.config_path + shell.ASIDE
-        result = held.run(
-            shell.remove_cluster(held.commands.patronictl, config, checkpoint.scope),
-            timeout_seconds=PATRONICTL_SECONDS,
-        )
+        result = _patronictl(held, shell.remove_cluster(held.commands.patronictl, config, checkpoint.scope))
         if ASKS_FOR_LEADER in result.output + result.error:
             # A leader that was killed leaves its key behind until the ttl ends; that nobody runs is proven above.
             leader = self._leader_key(held, config, checkpoint.scope)
             self.log.info("the leader's key of %s is still there, though no Patroni runs; it goes too", leader)
-            result = held.run(
-                shell.remove_cluster(held.commands.patronictl, config, checkpoint.scope, leader=leader),
-                timeout_seconds=PATRONICTL_SECONDS,
-            )
-        after = held.done(
-            shell.list_cluster(held.commands.patronictl, config, checkpoint.scope),
-            "patronictl list",
-            timeout_seconds=PATRONICTL_SECONDS,
+            script = shell.remove_cluster(held.commands.patronictl, config, checkpoint.scope, leader=leader)
+            result = _patronictl(held, script)
+        after = _patronictl(
+            held, shell.list_cluster(held.commands.patronictl, config, checkpoint.scope), must="patronictl list"
         )
         gone = UNINITIALIZED in after.output
         if not gone and f"{checkpoint.scope} (" not in after.output:
@@ -102,12 +95,26 @@ class RemoveClusterOperator(BluegreenOperator):
             ) from None
 
 
+def _patronictl(held: NodeHook, script: str, *, must: str = "") -> Result:
+    """Run patronictl, which waits while the DCS does not answer.
+
+    :param must: what it does, where it must succeed.
+    """
+    try:
+        if must:
+            return held.done(script, must, timeout_seconds=PATRONICTL_SECONDS)
+        return held.run(script, timeout_seconds=PATRONICTL_SECONDS)
+    except OutcomeUnknownError as error:
+        # what it did is seen by the next try
+        raise FailedForNowError(
+            f"{error}; it was patronictl, which waits as long as the DCS does not answer: look at etcd, or what "
+            "Patroni uses there"
+        ) from None
+
+
 def _remains(held: NodeHook, config: str, scope: str) -> dict[str, str]:
-    return held.done(
-        shell.remains_of_cluster(held.commands.patronictl, config, scope),
-        "patronictl list and show-config",
-        timeout_seconds=PATRONICTL_SECONDS,
-    ).sections()
+    script = shell.remains_of_cluster(held.commands.patronictl, config, scope)
+    return _patronictl(held, script, must="patronictl list and show-config").sections()
 
 
 def _no_config(remains: dict[str, str]) -> bool:
