@@ -205,6 +205,8 @@ class Lab:
         leaders = [one["name"] for one in members.values() if one["role"] in ("leader", "master", "primary")]
         if len(leaders) != 1:
             return [*found, f"leaders: {', '.join(leaders) or 'none'}"]
+        if members[leaders[0]].get("timeline") is None:
+            return [*found, f"{leaders[0]} has not published its timeline"]
         for name, one in members.items():
             good = ("running",) if name in leaders else ("streaming", "running")
             if one["state"] not in good:
