@@ -151,15 +151,18 @@ class ComposeLab(Lab):
 
     def ssh(self, name: str, command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command on this member over SSH, as the owner of the data directory, as sudoers allows it."""
-        member = self.nodes[name]
-        script = command.replace(str(member.data_dir), DATA_DIR).replace(str(member.patroni_config), CONFIG)
         return subprocess.run(
             ["ssh", "-F", self.info["ssh_config"], name, "sudo -u postgres /bin/sh -s"],
             capture_output=True,
             text=True,
             timeout=timeout,
-            input=script,
+            input=self.there(name, command),
         )
+
+    def there(self, name: str, text: str) -> str:
+        """A text with this member's paths as its container knows them."""
+        member = self.nodes[name]
+        return text.replace(str(member.data_dir), DATA_DIR).replace(str(member.patroni_config), CONFIG)
 
     def patronictl(self, *arguments: str, node: str = "n1", stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run patronictl on a member."""

@@ -234,7 +234,8 @@ def test_a_patroni_yaml_that_cannot_be_parsed_is_refused(scene: Scene) -> None:
     path.write_bytes(text + b"\n  - this: [is no\n yaml\n")
     before = look(lab)
 
-    refuse_all(scene, {"unparsable": ("checkpoint", {}, f"{name} ({lab.nodes[name].host}): {path}")})
+    where = f"{name} ({lab.nodes[name].host}): {lab.there(name, str(path))}"
+    refuse_all(scene, {"unparsable": ("checkpoint", {}, where)})
 
     unchanged(lab, before)
     path.write_bytes(text)
