@@ -146,7 +146,7 @@ fi
 STEP
 say "THE POINT OF NO RETURN IS PASSED: from here there is only forward"
 
-say "4. Remove the cluster from the DCS; afterwards it must be (uninitialized)"
+say "4. Remove the cluster from the DCS; afterwards it must be (uninitialized), or without members and configuration"
 on @HELD_Q@ <<'STEP' || stop "the DCS still holds @SCOPE@. Is etcd up, is a Patroni still running somewhere? Then run this again"
 config="@CONFIG@.bluegreen-aside"
 if [ -e "$config" ]; then
@@ -154,7 +154,14 @@ if [ -e "$config" ]; then
 @SCOPE@
 Yes I am aware
 END
-  "@PATRONICTL@" -c "$config" list "@SCOPE@" | grep -F '(uninitialized)'
+  # the table of Patroni 3.0 does not say so: there nobody may be a member, and no configuration may be left
+  if ! "@PATRONICTL@" -c "$config" list "@SCOPE@" | grep -F '(uninitialized)'; then
+    members=$("@PATRONICTL@" -c "$config" list -f json "@SCOPE@") || exit 1
+    left=$("@PATRONICTL@" -c "$config" show-config "@SCOPE@" 2>&1 | tail -n 1)
+    echo "members: $members, configuration: $left"
+    [ "$members" = '[]' ] || exit 1
+    case $left in ''|null|'{}'|*"'NoneType' object has no attribute 'data'") ;; *) exit 1 ;; esac
+  fi
 fi
 STEP
 
