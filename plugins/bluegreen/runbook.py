@@ -166,12 +166,14 @@ fi
 STEP
 
 say "5. Open @HELD@ to clients and start Patroni on it, without the hold; it must become the leader"
-on @HELD_Q@ <<'STEP'
+on @HELD_Q@ <<'STEP' || stop "@HELD@ was not opened to clients, or Patroni's configuration did not come back; \
+mend what the line above says, then run this again"
+set -eu
 if [ -e "@CONFIG@.bluegreen-aside" ]; then
   saved="@CONFIG@.bluegreen-saved"
   cp -p "$saved/pg_hba.conf" "@HBA@"; cp -p "$saved/pg_ident.conf" "@IDENT@"
   cp -p "$saved/postgresql.auto.conf" "@DATA@/postgresql.auto.conf"
-  "@BIN@/pg_ctl" reload -D "@DATA@" >/dev/null || true
+  if "@BIN@/pg_ctl" status -D "@DATA@" >/dev/null; then "@BIN@/pg_ctl" reload -D "@DATA@" >/dev/null; fi
   if [ -e "@CONFIG@.bluegreen-original" ]; then cp -p "@CONFIG@.bluegreen-original" "@CONFIG@.bluegreen-aside"; fi
   rm -f "@CONFIG@.bluegreen-aside/zz_bluegreen.yml" 2>/dev/null || true
   mv "@CONFIG@.bluegreen-aside" "@CONFIG@"

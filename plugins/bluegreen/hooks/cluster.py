@@ -38,6 +38,17 @@ class Survey:
     problems: dict[str, BluegreenError] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
 
+    def require_no_patroni(self, before: str) -> None:
+        """Refuse for now while a Patroni of the cluster answers.
+
+        :param before: what must not be done beside one, for the error's sentence.
+        :raises FailedForNowError: when one does; says where.
+        """
+        if self.topology is not None:
+            raise FailedForNowError(
+                f"a Patroni of the cluster answers at {self.topology.answered_by}; expected none to run before {before}"
+            )
+
     def require(self, members: Iterable[str]) -> None:
         """Raise the first problem among these members.
 

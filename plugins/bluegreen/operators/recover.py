@@ -55,13 +55,10 @@ class RecoverToMarkOperator(BluegreenOperator):
         branch = held.branch(found)
         if branch is None and checkpoint.past_no_return:
             raise RefusedError(f"{node.where}: the journal says promoted, but no history line proves it")
-        if branch is None and survey.topology is not None:
+        if branch is None:
             # Also one that the journal does not know: it would lead, and take the number of the new timeline.
-            raise FailedForNowError(
-                f"a Patroni of the cluster answers at {survey.topology.answered_by}; expected none to run before the "
-                "promotion"
-            )
-        if branch is not None:
+            survey.require_no_patroni("the promotion")
+        else:
             held.shut(found)
         if not found.server_processes:
             if branch is None:

@@ -49,8 +49,7 @@ class RemoveClusterOperator(BluegreenOperator):
         if not survey.states[checkpoint.held].aside:
             # A former try came as far as the start of Patroni there: whoever answers now, the next task proves it.
             return {"removed": False}
-        if survey.topology is not None:
-            raise FailedForNowError(f"a Patroni answers at {survey.topology.answered_by}; expected none to run")
+        survey.require_no_patroni("the cluster is removed")
         members = set(checkpoint.members) - set(checkpoint.hosts_down)
         survey.require(members)
 

@@ -57,11 +57,7 @@ class StartLeaderOperator(BluegreenOperator):
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         warnings: list[str] = []
         if checkpoint.phase is Phase.PROMOTED and state.aside:
-            if survey.topology is not None:
-                raise FailedForNowError(
-                    f"a Patroni of the cluster answers at {survey.topology.answered_by}; expected none to run before "
-                    f"{checkpoint.held} is opened to clients"
-                )
+            survey.require_no_patroni(f"{checkpoint.held} is opened to clients")
             # Patroni connects over TCP when it starts.
             Standalone(node, state, checkpoint).open(node.data_directory(state.config))
             warnings = self._bring_back(node, state, checkpoint)
