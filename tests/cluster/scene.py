@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,17 @@ def change(registry: Path, cluster: str, **values: Any) -> None:
     yaml.dump(data, new)
     new.chmod(0o644)
     new.replace(registry)
+
+
+@contextmanager
+def changed(registry: Path, cluster: str, **values: Any) -> Iterator[None]:
+    """Edit a cluster of the registry for as long as this lasts."""
+    before = registry.read_bytes()
+    change(registry, cluster, **values)
+    try:
+        yield
+    finally:
+        registry.write_bytes(before)
 
 
 def wait_for(what: str, look: Callable[[], Any], seconds: float = 60, every: float = 0.1) -> Any:

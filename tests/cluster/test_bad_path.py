@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.cluster.scene import Scene, change
+from tests.cluster.scene import Scene, changed
 from tests.cluster.verdict import history_files, verdict
 
 
@@ -40,12 +40,10 @@ def test_a_second_run_goes_on_where_patroni_was_started_on_the_new_leader(scene:
     lab = scene.lab
     scene.checkpoint()
     scene.deploy_badly()
-    before = registry.read_bytes()
     run_id = scene.trigger("rollback", **scene.rollback_conf())
     scene.wait_phase("promoted")
-    change(registry, lab.name, postgres_conn_id="test_there_is_none")
-    state = scene.airflow.wait("bluegreen_rollback", run_id, seconds=400)
-    registry.write_bytes(before)
+    with changed(registry, lab.name, postgres_conn_id="test_there_is_none"):
+        state = scene.airflow.wait("bluegreen_rollback", run_id, seconds=400)
     report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
     assert state == "failed" and "'test_there_is_none' cannot be used" in report["message"], report
     assert "there is only forward" in report["message"] and scene.task("rollback", run_id, "start_leader") == "failed"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from tests.cluster.scene import GOOD_MIGRATION, Scene, change
+from tests.cluster.scene import GOOD_MIGRATION, Scene, changed
 from tests.cluster.test_deploy import CHECKS, deploy
 from tests.cluster.verdict import contents, look, unchanged, verdict
 
@@ -85,11 +85,9 @@ def test_a_stop_does_nothing_after_the_old_cluster_was_put_back(scene: Scene, re
     lab = scene.lab
     scene.checkpoint()
     rows = scene.deploy_badly()
-    before = registry.read_bytes()
-    change(registry, lab.name, node={"stop": "false"})
-    run_id = scene.trigger("rollback", **scene.rollback_conf())
-    assert "put back into service" in failed(scene, "rollback", run_id)["message"]
-    registry.write_bytes(before)
+    with changed(registry, lab.name, node={"stop": "false"}):
+        run_id = scene.trigger("rollback", **scene.rollback_conf())
+        assert "put back into service" in failed(scene, "rollback", run_id)["message"]
 
     state, report = clear(scene, "rollback", run_id, "stop")
 
@@ -106,12 +104,10 @@ def test_an_old_cluster_that_could_not_be_put_back_is_when_the_task_is_cleared(s
     lab = scene.lab
     scene.checkpoint()
     rows = scene.deploy_badly()
-    before = registry.read_bytes()
     stop = YAML().load(registry)["clusters"][lab.name]["node"]["stop"]
-    change(registry, lab.name, node={"start": "false", "stop": f"test {{member}} = {scene.third} && {stop}"})
-    run_id = scene.trigger("rollback", **scene.rollback_conf())
-    assert "Putting the old cluster back into service failed too" in failed(scene, "rollback", run_id)["message"]
-    registry.write_bytes(before)
+    with changed(registry, lab.name, node={"start": "false", "stop": f"test {{member}} = {scene.third} && {stop}"}):
+        run_id = scene.trigger("rollback", **scene.rollback_conf())
+        assert "Putting the old cluster back into service failed too" in failed(scene, "rollback", run_id)["message"]
 
     state, report = clear(scene, "rollback", run_id, "put_back")
 
@@ -124,12 +120,10 @@ def test_members_that_could_not_rejoin_do_so_when_their_tasks_are_cleared(scene:
     lab = scene.lab
     scene.checkpoint()
     scene.deploy_badly()
-    before = registry.read_bytes()
     start = YAML().load(registry)["clusters"][lab.name]["node"]["start"]
-    change(registry, lab.name, node={"start": f"test {{member}} = {scene.held} && {start}"})
-    run_id = scene.trigger("rollback", **scene.rollback_conf())
-    assert "there is only forward" in failed(scene, "rollback", run_id)["message"]
-    registry.write_bytes(before)
+    with changed(registry, lab.name, node={"start": f"test {{member}} = {scene.held} && {start}"}):
+        run_id = scene.trigger("rollback", **scene.rollback_conf())
+        assert "there is only forward" in failed(scene, "rollback", run_id)["message"]
 
     state, report = clear(scene, "rollback", run_id, "rejoin")
 
