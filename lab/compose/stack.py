@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import psycopg
+from ruamel.yaml import YAML
 
 from lab.cluster import Lab
 from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, REGISTRY, RUN, Place, lab_json, load_secrets
@@ -69,11 +70,14 @@ def check_machine() -> None:
 
     :raises LabError: when this machine's Docker does not allow it.
     """
-    options = ["--rm", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", "--network", "none"]
+    node = YAML(typ="safe").load(CHECKOUT / "docker-compose.yaml")["x-node"]
+    options = ["--rm", "--network", "none"]
+    options += [f"--cap-add={one}" for one in node["cap_add"]]
+    options += [f"--security-opt={one}" for one in node["security_opt"]]
     script = (
         "if [ -d /sys/fs/cgroup/systemd ]; then umount /sys/fs/cgroup/systemd && "
         "mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd; "
-        "else mount -t cgroup2 cgroup2 /sys/fs/cgroup; fi"
+        "else umount /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup; fi"
     )
     done = docker("run", *options, BASE_IMAGE, "unshare", "--cgroup", "sh", "-c", script, check=False)
     if done.returncode:
