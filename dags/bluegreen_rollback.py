@@ -75,10 +75,11 @@ with DAG(
     remove_cluster = RemoveClusterOperator(task_id="remove_cluster")
     start_leader = StartLeaderOperator(task_id="start_leader")
     others = ListMembersOperator(task_id="others", members=plan.output["others"])
-    # the scheduler does not see the defaults that a mapped operator's class sets
+    # the scheduler does not see the defaults that a mapped operator's class sets, and stores a `dag.param` there
+    # with its address in memory, so that each parsing would make a new version of the DAG
     rejoin = RejoinMemberOperator.partial(
         task_id="rejoin",
-        how=dag.param("rejoin"),
+        how="{{ params.rejoin }}",
         map_index_template="{{ task.member }}",
         retries=2,
         retry_delay=timedelta(seconds=2),
