@@ -21,7 +21,7 @@ with DAG(
     tags=["bluegreen"],
     doc_md=__doc__,
 ) as dag:
-    clusters = ListClustersOperator(task_id="clusters")
+    clusters = ListClustersOperator(task_id="clusters", retries=0)
     look = MonitorClusterOperator.partial(task_id="look", map_index_template="{{ task.cluster }}").expand(
         cluster=clusters.output
     )

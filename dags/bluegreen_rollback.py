@@ -6,11 +6,12 @@
 return) → `remove_cluster` → `start_leader` → `rejoin` → `close`. A failure before the promotion in `recover` puts
 the old cluster back into service by itself (`put_back`); after it there is only forward: run this DAG again with
 the same params.
+
+To end it, mark the running **task** failed, never the run: Airflow then skips `put_back` and `report` too. Where it
+happened, run this DAG again with the same params.
 """
 
 from __future__ import annotations
-
-from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
@@ -75,14 +76,9 @@ with DAG(
     remove_cluster = RemoveClusterOperator(task_id="remove_cluster")
     start_leader = StartLeaderOperator(task_id="start_leader")
     others = ListMembersOperator(task_id="others", members=plan.output["others"])
-    # the scheduler does not see the defaults that a mapped operator's class sets, and stores a `dag.param` there
-    # with its address in memory, so that each parsing would make a new version of the DAG
+    # Airflow stores a `dag.param` of a mapped task with its address in memory: each parsing would make a new version
     rejoin = RejoinMemberOperator.partial(
-        task_id="rejoin",
-        how="{{ params.rejoin }}",
-        map_index_template="{{ task.member }}",
-        retries=2,
-        retry_delay=timedelta(seconds=2),
+        task_id="rejoin", how="{{ params.rejoin }}", map_index_template="{{ task.member }}"
     ).expand(member=others.output)
     # where every other member is declared down nobody rejoins, and what is left is still to be proven and told
     close = CloseCheckpointOperator(task_id="close", trigger_rule="none_failed")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+SHORTEST_SECONDS, LONGEST_SECONDS = 5, 900
+"""Between two looks whose difference says how fast a disk fills now."""
+
 
 @dataclass(frozen=True)
 class Disk:
@@ -33,7 +36,9 @@ def seconds_until_full(earlier: Mapping[str, object] | None, now: Disk) -> float
     if not isinstance(earlier, Mapping) or earlier.get("device") != now.device:
         return None
     free, at = earlier.get("free_bytes"), earlier.get("at")
-    if not isinstance(free, int | float) or not isinstance(at, int | float) or now.at - at < 5:
+    if not isinstance(free, int | float) or not isinstance(at, int | float):
+        return None
+    if not SHORTEST_SECONDS <= now.at - at <= LONGEST_SECONDS:
         return None
     filled_per_second = (free - now.free_bytes) / (now.at - at)
     return now.free_bytes / filled_per_second if filled_per_second > 0 else None

@@ -185,6 +185,23 @@ def test_the_scheduler_knows_that_a_member_is_rejoined_again(dags: dict[str, Any
     assert (rejoin.retries, rejoin.retry_delay.total_seconds()) == (2, 2)
 
 
+@pytest.mark.parametrize(("dag_id", "task_id"), [("bluegreen_monitor", "look"), ("bluegreen_rollback", "rejoin")])
+def test_a_mapped_task_has_the_defaults_of_its_class_and_not_those_of_the_company(
+    dags: dict[str, Any], dag_id: str, task_id: str
+) -> None:
+    mapped = dags[dag_id].get_task(task_id)
+    plain = mapped.operator_class(task_id="plain", **({"member": "n1"} if task_id == "rejoin" else {}))
+    for name in ("retries", "retry_delay", "retry_policy", "execution_timeout"):
+        assert mapped.partial_kwargs[name] == getattr(plain, name), name
+    assert plain.retry_policy is not None and plain.execution_timeout is not None
+
+
+@pytest.mark.parametrize("dag_id", sorted(DAG_IDS))
+def test_a_task_is_tried_again_soon_or_not_at_all(dags: dict[str, Any], dag_id: str) -> None:
+    for task in dags[dag_id].tasks:
+        assert not task.retries or task.retry_delay.total_seconds() <= 5, task.task_id
+
+
 def test_a_deployment_is_never_repeated_by_itself(dags: dict[str, Any]) -> None:
     assert dags["bluegreen_deploy"].get_task("deploy").retries == 0
 

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryPolicy, RetryRule
 
 from bluegreen.checkpoint import Owner
-from bluegreen.exceptions import BluegreenError, RefusedError
+from bluegreen.exceptions import BluegreenError, FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ DEPLOY_DAG_ID = "bluegreen_deploy"
 CHILD_MARK = "__bluegreen_"
 FINISHED_STATES = frozenset({"success", "failed"})
 
+RETRY_DELAY = timedelta(seconds=2)
 RETRY_UNLESS_REFUSED = ExceptionRetryPolicy(
     rules=[RetryRule(exception=RefusedError, action=RetryAction.FAIL, reason="refused as unsafe or wrong")]
 )
@@ -46,11 +47,17 @@ class BluegreenOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("cluster",)
 
-    def __init__(self, *, cluster: str = "{{ params.cluster }}", **kwargs: Any) -> None:
-        kwargs.setdefault("retries", 2)
-        kwargs.setdefault("retry_delay", timedelta(seconds=2))
-        kwargs.setdefault("retry_policy", RETRY_UNLESS_REFUSED)
-        super().__init__(**kwargs)
+    # Defaults that stand in a signature are those of a mapped task too; Airflow gives it its own for all others.
+    def __init__(
+        self,
+        *,
+        cluster: str = "{{ params.cluster }}",
+        retries: int = 2,
+        retry_delay: timedelta = RETRY_DELAY,
+        retry_policy: RetryPolicy = RETRY_UNLESS_REFUSED,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(retries=retries, retry_delay=retry_delay, retry_policy=retry_policy, **kwargs)
         self.cluster = cluster
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -191,6 +198,22 @@ def run_state(context: Context, owner: Owner) -> str | None:
     except Exception as error:
         log.info("the state of %s is not known: %s", owner, error)
         return None
+
+
+def paused_dags(context: Context, operations: Iterable[str]) -> list[str]:
+    """Return which of this project's DAGs are paused in Airflow: a run of them waits in the queue and never starts.
+
+    :param operations: their names without ``bluegreen_``.
+    :raises FailedForNowError: when Airflow does not say so of one.
+    """
+    paused = []
+    for dag_id in (f"bluegreen_{name}" for name in operations):
+        try:
+            if context["ti"].get_dag(dag_id).is_paused:
+                paused.append(dag_id)
+        except Exception as error:
+            raise FailedForNowError(f"Airflow does not say whether the DAG {dag_id} is paused: {error}") from error
+    return paused
 
 
 def task_states(context: Context, task_ids: Sequence[str] | None = None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.providers.standard.operators.hitl import HITLBranchOperator
 
 from bluegreen.clusters import load_registry
-from bluegreen.operators.base import task_states
+from bluegreen.operators.base import RETRY_DELAY, task_states
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -52,6 +52,7 @@ class DecideOperator(BaseBranchOperator):
     ) -> None:
         kwargs.setdefault("trigger_rule", "all_done")
         kwargs.setdefault("retries", 3)
+        kwargs.setdefault("retry_delay", RETRY_DELAY)
         super().__init__(**kwargs)
         self.held = held
         self.proofs = proofs

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 RELEASE_AHEAD_SECONDS = 180
 """Three looks of a monitor that runs every minute."""
 
+LOOK_TIMEOUT = timedelta(seconds=280)
+"""A release alone may wait for nearly four minutes."""
+
 FORECAST_SHOWN_SECONDS = 7 * 86400
 FIGURES_KEY = "figures"
 
@@ -59,11 +62,8 @@ class MonitorClusterOperator(BluegreenOperator):
         every checkpoint that is lost or was released.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("retries", 0)
-        # a release alone may wait for nearly four minutes
-        kwargs.setdefault("execution_timeout", timedelta(seconds=280))
-        super().__init__(**kwargs)
+    def __init__(self, *, retries: int = 0, execution_timeout: timedelta = LOOK_TIMEOUT, **kwargs: Any) -> None:
+        super().__init__(retries=retries, execution_timeout=execution_timeout, **kwargs)
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Look at everything, then say all that is wrong."""
@@ -86,7 +86,9 @@ class MonitorClusterOperator(BluegreenOperator):
             if look.must_release and hook.cluster.auto_release and survey.checkpoint:
                 look.problems = self._release(hook, survey, context, look.must_release) + look.problems
         figures = {"cluster": hook.cluster.name, "disks": look.disk_figures, **look.figures}
-        context["ti"].xcom_push(key=FIGURES_KEY, value=figures)
+        # Airflow finds a run without a logical date, as people start it, before all others: it is never the last look.
+        if context["dag_run"].logical_date is not None:
+            context["ti"].xcom_push(key=FIGURES_KEY, value=figures)
         _send(hook.cluster.name, look.figures)
         for warning in look.warnings:
             self.log.warning("%s", warning)
@@ -104,8 +106,13 @@ class MonitorClusterOperator(BluegreenOperator):
     def _release(self, hook: ClusterHook, survey: Survey, context: Context, why: str) -> list[str]:
         """Give the checkpoint up; return what there is to say, whatever of it failed."""
         checkpoint = survey.checkpoint
-        if checkpoint is None or checkpoint.phase not in RELEASABLE:
+        if checkpoint is None:
             return []
+        if checkpoint.phase not in RELEASABLE:
+            return [
+                f"checkpoint {checkpoint.id} is not released by itself, although {why}: a rollback to it has begun "
+                f"({checkpoint.phase.value})"
+            ]
         said: list[str] = []
         try:
             lock_cluster(hook, context, "auto_release", survey, held=checkpoint.held, members=checkpoint.members)

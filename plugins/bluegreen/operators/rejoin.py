@@ -28,6 +28,7 @@ HOWS = ("auto", "rewind", "reclone")
 STREAMING_SECONDS = 60
 REWIND_SECONDS = 1800
 CLONE_SECONDS = 6 * 3600
+REJOIN_TIMEOUT = timedelta(seconds=CLONE_SECONDS + 3600)
 
 
 class RejoinMemberOperator(BluegreenOperator):
@@ -49,9 +50,10 @@ class RejoinMemberOperator(BluegreenOperator):
 
     template_fields: Sequence[str] = (*BluegreenOperator.template_fields, "member", "how")
 
-    def __init__(self, *, member: str, how: str = "auto", **kwargs: Any) -> None:
-        kwargs.setdefault("execution_timeout", timedelta(seconds=CLONE_SECONDS + 3600))
-        super().__init__(**kwargs)
+    def __init__(
+        self, *, member: str, how: str = "auto", execution_timeout: timedelta = REJOIN_TIMEOUT, **kwargs: Any
+    ) -> None:
+        super().__init__(execution_timeout=execution_timeout, **kwargs)
         self.member = member
         self.how = how
 
