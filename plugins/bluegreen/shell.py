@@ -260,6 +260,28 @@ if [ ! -d "$saved" ]; then
     return script(body, **values)
 
 
+def try_replacing(files: Mapping[str, str]) -> str:
+    """Try, beside each file, whether it could be replaced by one of the same owner; say of each that could not why.
+
+    :param files: name to path.
+    """
+    values, body = {}, ""
+    for number, (name, path) in enumerate(files.items()):
+        values[f"file{number}"] = path
+        body += f"""
+why=
+if ! real=$(readlink -f -- "$file{number}" 2>&1); then why="there is no folder for it"
+elif grep -qF -- " $real " /proc/self/mountinfo; then why="something is mounted on it"
+elif ! new=$(mktemp -- "$real.bluegreen-XXXXXX" 2>&1); then why="nothing can be written beside it"
+else
+  if [ -e "$real" ] && ! chown --reference="$real" -- "$new" 2>/dev/null; then why="it belongs to another user"; fi
+  rm -f -- "$new"
+fi
+if [ -n "$why" ]; then printf '%s' "$file{number}: $why" | section {quote(name)}; fi
+"""
+    return script(body, **values)
+
+
 def restore_saved(*, config: str, data_dir: str, originals: Mapping[str, str], signals: str) -> str:
     """Put the saved files back.
 
@@ -270,9 +292,12 @@ def restore_saved(*, config: str, data_dir: str, originals: Mapping[str, str], s
     for number, (name, path) in enumerate(originals.items()):
         values[f"to{number}"] = path
         body += f"""
+  to=$(readlink -f -- "$to{number}")
   if [ -e "$saved"/{quote(name)} ]; then
-    cp -p -- "$saved"/{quote(name)} "$to{number}.bluegreen-new"; sync -- "$to{number}.bluegreen-new"
-    mv -f -- "$to{number}.bluegreen-new" "$to{number}"
+    if ! cmp -s -- "$saved"/{quote(name)} "$to"; then
+      cp -p -- "$saved"/{quote(name)} "$to.bluegreen-new"; sync -- "$to.bluegreen-new"
+      mv -f -- "$to.bluegreen-new" "$to"
+    fi
 """
         body += f'  else rm -f -- "$to{number}"\n  fi\n' if name in OPTIONAL_ORIGINALS else "  fi\n"
     if signals == "standby":

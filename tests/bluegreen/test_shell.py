@@ -621,6 +621,42 @@ def test_before_12_a_recovery_conf_that_was_not_there_goes_again(here: Path) -> 
     assert not (data / "recovery.conf").exists()
 
 
+def test_a_link_stays_a_link_and_a_file_that_is_as_it_was_is_not_written(here: Path) -> None:
+    data = standby(here)
+    (here / "managed").mkdir()
+    (here / "etc hba").rename(here / "managed" / "hba")
+    (here / "etc hba").symlink_to(here / "managed" / "hba")
+    ok(recovery(here, data), cwd=here)
+    assert (here / "managed" / "hba").read_text() == "closed"
+    ok(put_back(here, data, "standby"), cwd=here)
+    assert (here / "etc hba").is_symlink() and (here / "managed" / "hba").read_bytes() == b"open \xfe"
+    written = (here / "managed" / "hba").stat().st_ino
+    ok(put_back(here, data, "standby"), cwd=here)
+    assert (here / "managed" / "hba").stat().st_ino == written
+
+
+def test_it_is_tried_whether_a_file_can_be_replaced(here: Path) -> None:
+    for name in ("hba", "link", "its user's"):
+        (here / name).write_text("mine")
+    (here / "link").unlink()
+    (here / "link").symlink_to(here / "hba")
+    before = tree(here)
+    good = {"hba_file": str(here / "hba"), "ident_file": str(here / "link"), "new": str(here / "new")}
+    assert ok(shell.try_replacing(good), cwd=here).sections() == {}
+    bad = {
+        "hba_file": "/proc/version",
+        "ident_file": str(here / "gone" / "ident"),
+        "mounted": "/proc",
+        "its user's": str(here / "its user's"),
+    }
+    found = ok(shell.try_replacing(bad), cwd=here).sections()
+    assert found["hba_file"] == "/proc/version: nothing can be written beside it"
+    assert found["ident_file"].endswith("ident: there is no folder for it")
+    assert found["mounted"] == "/proc: something is mounted on it"
+    assert set(found) == {"hba_file", "ident_file", "mounted"}
+    assert tree(here) == before
+
+
 def test_nothing_is_put_back_where_nothing_was_saved(here: Path) -> None:
     data = standby(here)
     before = tree(here)

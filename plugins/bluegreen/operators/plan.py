@@ -291,7 +291,11 @@ def _discarded(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> tup
                 "prepared_transactions",
                 "prepared transaction(s): those begun after the mark are discarded",
             ),
-            ("subscriptions", "subscription(s): they receive again what is discarded"),
+            (
+                "subscriptions",
+                "subscription(s): what they have received since the mark is lost, and their publishers do not send it "
+                "again: refresh them with a fresh copy afterwards",
+            ),
         )
         if exposure[column]
     ]

@@ -14,9 +14,9 @@ from bluegreen.hooks.cluster import ClusterHook, Survey, require_same
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.lag import check_delay
 from bluegreen.hooks.node import DataDirectory, NodeHook
-from bluegreen.hooks.postgres import Row
+from bluegreen.hooks.postgres import MemberSql, Row
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator, is_finished, lock_cluster
+from bluegreen.operators.base import BluegreenOperator, is_finished, lock_cluster, paused_dags
 from bluegreen.operators.release import find, release
 from bluegreen.recovery.node_config import NodeConfig
 from bluegreen.recovery.versions import ServerVersion
@@ -29,6 +29,13 @@ DELAY_SECONDS = 5
 PATRONICTL_SECONDS = 20
 FOLLOWS_SECONDS = 60
 UNFINISHED = frozenset({Phase.HOLDING, Phase.RELEASING})
+MISSED = {
+    "rollback": "a rollback would wait in the queue and never start",
+    "resume": "a resume would wait in the queue and never start",
+    "monitor": "nobody watches the disks and the proof of this checkpoint, and auto_release does not happen",
+}
+"""What is missed while a DAG is paused."""
+
 NEEDED_PROGRAMS = ("pg_ctl", "pg_controldata", "psql")
 
 
@@ -105,6 +112,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
                 f"no failover candidate is left while {standby.name} is held: if {leader.name} fails, the cluster "
                 "has no leader until a person acts"
             )
+        warnings += _paused(context)
         return {
             "checkpoint_id": checkpoint_id,
             "label": label,
@@ -163,10 +171,22 @@ class CheckpointPreflightOperator(BluegreenOperator):
         _delay(hook, standby, checks)
         _disks(hook, data, [leader.name, standby.name], checks)
         settings = {row["name"]: row["value"] for row in primary.rows("settings")}
-        warnings = _settings(settings, survey.states[standby.name].config, checks)
-        if not hook.sql(standby.name, standby.host, standby.port).row("identity")["in_recovery"]:
+        config = survey.states[standby.name].config
+        warnings = _settings(settings, config, checks)
+        _local_login(primary, config, checks)
+        held = hook.sql(standby.name, standby.host, standby.port)
+        if not held.row("identity")["in_recovery"]:
             raise FailedForNowError(f"{standby.name} says that it is not in recovery; expected a standby")
+        _server_files(hook.nodes[standby.name], held, checks)
         return warnings + _exposure(primary.row("exposure"), primary.rows("replication"), topology)
+
+
+def _paused(context: Context) -> list[str]:
+    try:
+        paused = paused_dags(context, MISSED)
+    except FailedForNowError as error:
+        return [str(error)]
+    return [f"{name} is paused in Airflow: {MISSED[name.removeprefix('bluegreen_')]}; unpause it" for name in paused]
 
 
 def _follows(hook: ClusterHook, standby: str) -> None:
@@ -364,6 +384,11 @@ def _settings(settings: dict[str, str], standby: NodeConfig, checks: _Checks) ->
         warnings.append(
             f"max_slot_wal_keep_size is {kept}: the slot of {standby.member} can be lost when more WAL is kept back"
         )
+    if slots := settings.get("synchronized_standby_slots"):
+        warnings.append(
+            f"synchronized_standby_slots is {slots}: a subscriber of a failover slot can keep the leader from stopping "
+            "once its replicas have stopped, and the rollback is put back then; stop such subscribers before a rollback"
+        )
     if not settings.get("unix_socket_directories"):
         raise RefusedError(
             "unix_socket_directories is empty or hidden from this role; expected a folder, since the recovered server "
@@ -372,12 +397,45 @@ def _settings(settings: dict[str, str], standby: NodeConfig, checks: _Checks) ->
     return warnings
 
 
+def _local_login(primary: MemberSql, standby: NodeConfig, checks: _Checks) -> None:
+    """Prove that Patroni's superuser can log in: over the local socket it tells later how the recovery ended."""
+    row = primary.row("local_login", role=standby.superuser)
+    if row["superuser"] is not True or row["open_database"] is not True:
+        lacks = "database postgres that may be entered" if row["superuser"] is True else "superuser who may log in"
+        raise RefusedError(
+            f"there is no {lacks}, expected role {standby.superuser!r} and database 'postgres': the recovered server "
+            "is asked through them alone. Patroni's superuser is read from its YAML, "
+            "postgresql.authentication.superuser.username, else it is postgres"
+        )
+    checks.passed(f"the superuser {standby.superuser} can ask the recovered server in the database postgres")
+
+
+def _server_files(node: NodeHook, held: MemberSql, checks: _Checks) -> None:
+    """Prove that a recovery can replace the held server's files, and put them back: then nobody serves."""
+    found = {row["name"]: str(row["value"] or "") for row in held.rows("settings")}
+    files = {name: found.get(name, "") for name in ("hba_file", "ident_file")}
+    for name, path in files.items():
+        if not path.startswith("/"):
+            raise RefusedError(
+                f"{name} of {node.member} is {path!r}; expected a path. Apply include/sql/grants.sql, so that the SQL "
+                "role may see it"
+            )
+    lacking = node.done(shell.try_replacing(files), "trying to replace the server's files").sections()
+    if lacking:
+        raise RefusedError(
+            f"{node.where}: {'; '.join(lacking.values())}; expected that {node.commands.os_user} can replace the file, "
+            "since a rollback shuts the recovered server to clients with it. Give that user the file and its folder"
+        )
+    checks.passed(f"the recovery can replace {' and '.join(files.values())} on {node.member}")
+
+
 def _exposure(row: Row, replication: list[Row], topology: Topology) -> list[str]:
     warnings = []
     counted = {
         "unlogged_tables": "unlogged table(s): a rollback leaves them empty",
         "logical_slots": "logical slot(s): their consumers will have seen what a rollback discards, and lose the slot",
-        "subscriptions": "subscription(s): after a rollback they receive again what was discarded",
+        "subscriptions": "subscription(s): a rollback loses what they have received since the mark, and their "
+        "publishers do not send it again: refresh them with a fresh copy afterwards",
         "prepared_transactions": "prepared transaction(s): they come back as they were at the mark",
     }
     for column, text in counted.items():
@@ -391,6 +449,12 @@ def _exposure(row: Row, replication: list[Row], topology: Topology) -> list[str]
         warnings.append(
             f"also reading WAL from the leader, and not a member: {', '.join(strangers)} (a standby cluster, a backup, "
             "a subscriber); after a rollback it holds a history that is gone"
+        )
+    nostream = sorted(member.name for member in topology.members if member.tags.get("nostream"))
+    if nostream:
+        raise RefusedError(
+            f"{', '.join(nostream)} is tagged nostream; expected every member to stream, since each has to prove after "
+            "a rollback that it does. Take the tag out"
         )
     cascading = sorted(member.name for member in topology.members if member.tags.get("replicatefrom"))
     if cascading:
