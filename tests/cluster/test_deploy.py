@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -23,8 +24,13 @@ def deploy(scene: Scene, **conf: Any) -> tuple[str, str, dict[str, Any]]:
 
 
 def test_a_good_deployment_is_kept_on_every_member(scene: Scene) -> None:
-    _, state, report = deploy(scene, sql=GOOD_MIGRATION, checks=CHECKS, label="release 2")
-    assert (state, report["result"]) == ("success", "deployed"), report
+    run_id = scene.trigger("deploy", sql=GOOD_MIGRATION, checks=CHECKS, label="release 2")
+    # as a pipeline waits for it, by the README
+    path = f"dags/bluegreen_deploy/dagRuns/{run_id}/wait?interval=2&result=report"
+    lines = scene.airflow.request("GET", path).text.splitlines()
+    assert len(lines) > 1, lines
+    last = json.loads(lines[-1])
+    assert (last["state"], last["results"]["report"]["result"]) == ("success", "deployed"), lines
     verdict(scene.lab, before=scene.fresh, rows=contents(scene.lab, scene.leader))
     assert contents(scene.lab, scene.leader) != scene.rows
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 
-from bluegreen.operators.base import CHILD_MARK
+from bluegreen.exceptions import FailedForNowError
+from bluegreen.operators.base import CHILD_MARK, RETRY_DELAY, paused_dags, push_problem
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -36,12 +37,14 @@ class TriggerChildOperator(TriggerDagRunOperator):
 
     :param operation: ``checkpoint``, ``resume`` or ``rollback``.
     :param conf: the child's params (templated).
+    :raises FailedForNowError: when that DAG is paused.
     """
 
     template_fields: Sequence[str] = ("conf",)
 
     def __init__(self, *, operation: str, **kwargs: Any) -> None:
         kwargs.setdefault("retries", 5)
+        kwargs.setdefault("retry_delay", RETRY_DELAY)
         super().__init__(
             trigger_dag_id=f"bluegreen_{operation}",
             skip_when_already_exists=True,
@@ -54,6 +57,13 @@ class TriggerChildOperator(TriggerDagRunOperator):
 
     def execute(self, context: Context) -> None:
         """Leave the child's run id for the sensor, then trigger."""
+        if paused_dags(context, [self.operation]):
+            error = FailedForNowError(
+                f"the DAG {self.trigger_dag_id} is paused in Airflow, so that a run of it would never start. "
+                f"Unpause it, then clear the task {self.task_id} with all that follow"
+            )
+            push_problem(context, error)
+            raise error
         self.trigger_run_id = child_run_id(context["dag_run"], self.operation)
         context["ti"].xcom_push(key=CHILD_RUN_KEY, value=self.trigger_run_id)
         super().execute(context)

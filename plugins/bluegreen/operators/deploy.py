@@ -18,13 +18,14 @@ from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.postgres import MemberSql, cluster_connection
 from bluegreen.hooks.proof import look_at_held
-from bluegreen.operators.base import BluegreenOperator, checkpoints_of_run
+from bluegreen.operators.base import BluegreenOperator, checkpoints_of_run, paused_dags
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 DEPLOYMENT_HOURS = 12
 DECISIONS = ("auto", "ask")
+CHILDREN = ("checkpoint", "resume", "rollback")
 
 
 class PlanDeploymentOperator(BluegreenOperator):
@@ -42,7 +43,7 @@ class PlanDeploymentOperator(BluegreenOperator):
     :param checks: ad hoc checks (templated).
     :param decision: ``auto`` or ``ask`` (templated).
     :param checkpoint_label: the checkpoint's label (templated).
-    :raises RefusedError: when it is not allowed, or not whole.
+    :raises RefusedError: when it is not allowed, or not whole, or a DAG that it would trigger is paused.
     """
 
     template_fields: Sequence[str] = (
@@ -82,6 +83,11 @@ class PlanDeploymentOperator(BluegreenOperator):
         found = find_deployment(hook.cluster, self.deployment, self.command, self.sql, self.checks)
         if found.sql is not None:
             read_sql(found.sql)
+        if paused := paused_dags(context, CHILDREN):
+            raise RefusedError(
+                f"found {', '.join(paused)} paused in Airflow, so that a run of it would never start; expected the "
+                "DAGs that a deployment triggers to be unpaused. Unpause them and run this DAG again"
+            )
         kind = "sql" if found.sql is not None else "command"
         name = self.deployment or "ad hoc"
         return {"deployment": {"name": name, "kind": kind, "checks": len(found.checks)}, "decision": self.decision}

@@ -160,13 +160,14 @@ class DeployReportOperator(ReportOperator):
         held, resumed, rolled_back = self.children
         if report["result"] == "deployed":
             return f"The deployment succeeded. {gathered.child_report(resumed).get('message', '')}"
-        early = [name for name in failed if name not in (resumed, rolled_back, "resume", "roll_back")]
+        ends = ("resume", "roll_back", resumed, rolled_back)
+        early = [name for name in failed if name not in ends]
         why = gathered.why(early) if early else "A person, or the time-out for an answer, decided so."
         if report["result"] == "rolled_back":
             return f"The deployment was rolled back. {why} {gathered.child_report(rolled_back).get('message', '')}"
         if gathered.states.get(held) != "success":
             return f"Nothing was deployed. {why}"
-        last = [name for name in failed if name in (resumed, rolled_back)]
+        last = [name for name in failed if name in ends]
         ending = gathered.why(last) if last else "Neither resume nor rollback has ended."
         return f"The deployment ran, and what follows it did not end well. {why if early else ''} {ending}".strip()
 
@@ -332,6 +333,11 @@ def _after_failed_checkpoint(report: Mapping[str, Any], gathered: Gathered) -> s
 
 def _after_failed_rollback(gathered: Gathered) -> str:
     put_back = [result for result in gathered.results.get("put_back", []) if "put_back" in result]
+    if put_back and put_back[-1].get("lost"):
+        return (
+            "The old cluster was put back into service, with the deployment in it; but "
+            f"{put_back[-1]['lost'].rstrip('.')}. Run bluegreen_resume to let the standby go on."
+        )
     if put_back and put_back[-1]["put_back"]:
         return "The old cluster was put back into service, with the deployment in it; the checkpoint is still held."
     if put_back and put_back[-1].get("untouched"):
