@@ -130,6 +130,8 @@ def down_all(*, volumes: bool) -> None:
         stack.docker(
             "run",
             "--rm",
+            "--network",
+            "none",
             "--entrypoint",
             "find",
             "-v",
