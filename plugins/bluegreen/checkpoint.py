@@ -37,7 +37,7 @@ _FOLLOWS: dict[Phase, frozenset[Phase]] = {
     Phase.HOLDING: frozenset({Phase.HOLDING, Phase.HELD, Phase.RELEASING}),
     Phase.HELD: frozenset({Phase.HELD, Phase.RELEASING, Phase.STOPPING}),
     Phase.RELEASING: frozenset({Phase.RELEASING}),
-    Phase.STOPPING: frozenset({Phase.STOPPING, Phase.RECOVERING, Phase.HELD}),
+    Phase.STOPPING: frozenset({Phase.STOPPING, Phase.RECOVERING, Phase.HELD, Phase.RELEASING}),
     Phase.RECOVERING: frozenset({Phase.RECOVERING, Phase.PROMOTED, Phase.HELD}),
     Phase.PROMOTED: frozenset({Phase.PROMOTED, Phase.TAKEN_OVER}),
     Phase.TAKEN_OVER: frozenset({Phase.TAKEN_OVER}),

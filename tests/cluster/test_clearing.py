@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,24 @@ def test_a_checkpoint_that_was_taken_is_not_undone(scene: Scene) -> None:
             report["message"]
         )
         unchanged(scene.lab, before)
+
+
+def test_a_rollback_that_ended_before_it_stopped_anybody_can_be_resumed(scene: Scene) -> None:
+    scene.checkpoint()
+    for name in scene.lab.names:
+        path, journal = scene.journal_path(name), scene.journal(name)
+        owner = path.stat()
+        path.write_text(json.dumps({**journal, "phase": "stopping", "revision": journal["revision"] + 1}))
+        os.chown(path, owner.st_uid, owner.st_gid)
+    aside = scene.lab.nodes[scene.third].patroni_config
+    left = aside.with_name(aside.name + ".bluegreen-aside")
+    left.write_text("as if somebody was stopped")
+
+    assert "a rollback to checkpoint" in scene.refused("resume")
+
+    left.unlink()
+    scene.must("resume")
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows)
 
 
 def test_what_is_closed_stays_closed(scene: Scene) -> None:

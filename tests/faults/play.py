@@ -46,7 +46,7 @@ def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> 
     with contextlib.ExitStack() as last, _watched(scene, orphan, found.wrong):
         for prepare in case.prepare:
             last.callback(prepare(place))
-        run_id = _broken_run(case, place, conf)
+        run_id = broken_run(case, place, conf)
         dag = f"bluegreen_{case.operation}"
         state = scene.airflow.state(dag, run_id)
         report = scene.airflow.xcom(dag, run_id, "report") or {}
@@ -60,7 +60,7 @@ def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> 
     return found
 
 
-def _broken_run(case: Case, place: Place, conf: dict[str, Any]) -> str:
+def broken_run(case: Case, place: Place, conf: dict[str, Any]) -> str:
     """Start the run, break it at its point, and wait for its end; what was broken is mended then."""
     scene, dag = place.scene, f"bluegreen_{case.operation}"
     place.points.arm(case.point(place.member))

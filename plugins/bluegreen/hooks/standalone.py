@@ -148,14 +148,16 @@ class Standalone:
         :raises OutcomeUnknownError: when the answer is too large or does not end.
         :raises RefusedError: when it was promoted elsewhere: it must not be opened.
         """
-        deadline = time.monotonic() + RECOVERY_SECONDS
+        deadline, last = time.monotonic() + RECOVERY_SECONDS, ""
         question = "select pg_is_in_recovery()"
         while True:
             try:
                 answer = self.sql(found, question)
             except FailedForNowError as error:
                 # a server that starts lets nobody in, however long it has to replay until it is consistent
-                self.node.log.info("%s", error)
+                if str(error) != last:
+                    last = str(error)
+                    self.node.log.info("%s", error)
             else:
                 if answer == "f":
                     break
@@ -168,7 +170,10 @@ class Standalone:
                     f"{self.node.where}: the server ended before its promotion at the mark; it said: {self._log_tail()}"
                 )
             if time.monotonic() > deadline:
-                raise FailedForNowError(f"{self.node.where}: not promoted within {RECOVERY_SECONDS} s")
+                raise FailedForNowError(
+                    f"{self.node.where}: not promoted within {RECOVERY_SECONDS} s, as far as is known"
+                    + (f"; the last answer was: {last}" if last else "")
+                )
             time.sleep(0.1)
         branch = self.branch(self.node.data_directory(self.state.config))
         if branch is None:
@@ -204,8 +209,8 @@ class Standalone:
         # After the promotion there is no recovery.conf; the server renamed it itself.
         return {name: path for name, path in self.originals.items() if name != "recovery.conf"}
 
-    def close_again(self) -> None:
-        """Stop the server if it was not promoted and make it the held standby that it was."""
+    def stop_unpromoted(self) -> None:
+        """Stop the server, of which it is proven that it was not promoted."""
         found = self.node.data_directory(self.state.config)
         if found.server_processes:
             self.node.done(
@@ -213,6 +218,9 @@ class Standalone:
                 "stopping the server that runs outside Patroni",
                 timeout_seconds=90,
             )
+
+    def close_again(self) -> None:
+        """Make the stopped server the held standby that it was."""
         self.node.done(
             shell.restore_saved(
                 config=self.node.config_path, data_dir=self.data_dir, originals=self.originals, signals="standby"

@@ -111,19 +111,20 @@ def _check_histories(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, 
 
 
 def _restore_owners_tag(hook: ClusterHook, checkpoint: Checkpoint) -> list[str]:
-    """Give the new leader the configuration that its owner wrote, where it ran without its ``nofailover``."""
+    """Give the new leader the configuration that its owner wrote, where it ran without its tag."""
     node, address = hook.nodes[checkpoint.held], checkpoint.members[checkpoint.held]
     if "restored" not in node.done(shell.restore_clean(node.config_path), "restoring the owner's tag").sections():
         return []
     hook.patroni.reload(address.api_url)
-    wanted = {"nofailover": node.state().config.tags.get("nofailover")}
+    tags = node.state().config.tags
+    wanted = {name: tags[name] for name in ("nofailover", "failover_priority") if name in tags}
     wait_until(partial(check_tags, hook.patroni, address.api_url, wanted), seconds=TAG_SECONDS)
     if hook.patroni.topology().leader.name != checkpoint.held:
         return []
     return [
-        f"{checkpoint.held} leads and its own configuration says nofailover, as before. Under such a leader Patroni 4 "
-        "keeps no slots for replicas: one that connects anew finds none and does not stream. Switch over to another "
-        "member, or take the tag out"
+        f"{checkpoint.held} leads and its own configuration keeps it out of elections, as before. Under such a "
+        "leader Patroni 4 keeps no slots for replicas: one that connects anew finds none and does not stream. Switch "
+        "over to another member, or take the tag out"
     ]
 
 

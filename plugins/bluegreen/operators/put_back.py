@@ -11,18 +11,20 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
-from bluegreen.exceptions import FailedForNowError, RefusedError
+from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.leadership import start_patroni
 from bluegreen.hooks.node import NodeHook
-from bluegreen.hooks.proof import prove_held
+from bluegreen.hooks.proof import LOST, prove_held
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, require_lock, task_states
+from bluegreen.recovery.versions import HoldMechanism
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+LEADS_SECONDS = 60
 SERVICE_SECONDS = 90
 PROOF_SECONDS = 20
 
@@ -77,15 +79,12 @@ class PutBackOperator(BluegreenOperator):
         if others and checkpoint.held not in survey.states and checkpoint.phase is Phase.STOPPING:
             # Recovery is written into every journal before it begins, so nothing was promoted there.
             survey.require(others)
-            self._start(hook, survey, checkpoint, others)
-            return {
-                "put_back": True,
-                "checkpoint": checkpoint.public(),
-                "warnings": [
-                    f"{checkpoint.held}, the held member, cannot be read, so only the others were put back into "
-                    "service. When it answers again, run bluegreen_rollback again: it goes on where this one stopped"
-                ],
-            }
+            warnings = self._start(hook, survey, checkpoint, others)
+            warnings.append(
+                f"{checkpoint.held}, the held member, cannot be read, so only the others were put back into "
+                "service. When it answers again, run bluegreen_rollback again: it goes on where this one stopped"
+            )
+            return {"put_back": True, "checkpoint": checkpoint.public(), "warnings": warnings}
         survey.require(set(checkpoint.members) - down)
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         held = Standalone(node, state, checkpoint)
@@ -95,26 +94,57 @@ class PutBackOperator(BluegreenOperator):
                 "run bluegreen_rollback again"
             )
         if state.saved:
-            held.close_again()
-        self._start(hook, survey, checkpoint, [*others, checkpoint.held])
-        wait_until(partial(prove_held, hook, checkpoint), seconds=PROOF_SECONDS, every_seconds=1)
+            held.stop_unpromoted()
+            try:
+                held.close_again()
+            except BluegreenError as error:
+                if not others:
+                    raise
+                warnings = self._start(hook, survey, checkpoint, others)
+                warnings.append(
+                    f"{checkpoint.held}, the held member, was not put back ({error}); it is stopped, and the others "
+                    "serve without it. Mend that, then run bluegreen_rollback again: it goes on where this one stopped"
+                )
+                return {"put_back": True, "checkpoint": checkpoint.public(), "warnings": warnings}
+        warnings = self._start(hook, survey, checkpoint, [*others, checkpoint.held])
+        lost = ""
+        try:
+            wait_until(partial(_still_held, hook, checkpoint), seconds=PROOF_SECONDS, every_seconds=1)
+        except CheckpointLostError as error:
+            # It can be released, but never rolled back to: a rollback proves it again, and is refused.
+            lost = str(error)
         checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
         hook.write_journal(checkpoint, needed=set(checkpoint.members) - down)
-        return {"put_back": True, "checkpoint": checkpoint.public()}
+        return {"put_back": True, "lost": lost, "checkpoint": checkpoint.public(), "warnings": warnings}
 
-    def _start(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, members: list[str]) -> None:
-        """Bring the members' configurations back and start Patroni on them, on the old leader first."""
+    def _start(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, members: list[str]) -> list[str]:
+        """Bring the members' configurations back and start Patroni on them; return warnings.
+
+        The old leader starts first and leads before the others start: what it has committed since they were stopped
+        is on no other member, and one of them would win against a server that is not up yet.
+        """
 
         def back(other: NodeHook) -> None:
             other.done(shell.bring_back(other.config_path), "bringing Patroni's configuration back")
 
         hook.on_each(members, back)
         leader = survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
-        first = leader if leader in members and leader != checkpoint.held else members[0]
-        last = {checkpoint.held} & set(members) - {first}
-        for together in ({first}, set(members) - {first} - last, last):
+        serves = partial(_in_service, hook, checkpoint.held)
+        warnings = []
+        if leader in members and leader != checkpoint.held:
+            hook.on_each([leader], start_patroni)
+            try:
+                wait_until(partial(serves, leader), seconds=LEADS_SECONDS, every_seconds=0.3)
+            except FailedForNowError as error:
+                warnings.append(
+                    f"{leader}, the leader before, does not lead again after {LEADS_SECONDS} s ({error}), so the "
+                    "others were started too. If another leads now, what was committed on it alone is lost"
+                )
+        last = {checkpoint.held} & set(members)
+        for together in (set(members) - last - {leader}, last):
             hook.on_each(together, start_patroni)
-        wait_until(partial(_in_service, hook, checkpoint.held), seconds=SERVICE_SECONDS, every_seconds=0.5)
+        wait_until(serves, seconds=SERVICE_SECONDS, every_seconds=0.5)
+        return warnings
 
 
 def _all_run(survey: Survey, members: set[str]) -> bool:
@@ -129,10 +159,23 @@ def _has_leader(topology: Any) -> bool:
     return sum(member.is_leader for member in topology.members) == 1
 
 
-def _in_service(hook: ClusterHook, held: str) -> None:
+def _still_held(hook: ClusterHook, checkpoint: Checkpoint) -> None:
+    prove_held(hook, checkpoint)
+    if checkpoint.hold is not None and checkpoint.hold.mechanism is HoldMechanism.REPLAY_PAUSE:
+        row = hook.sql_of(checkpoint, checkpoint.held).row("hold_settings")
+        if row["replay_paused"] is not True:
+            raise CheckpointLostError(
+                f"checkpoint {checkpoint.id} is lost: the pause of the replay on {checkpoint.held} ended when its "
+                f"server was stopped; {LOST}"
+            )
+
+
+def _in_service(hook: ClusterHook, held: str, wanted: str = "") -> None:
     leader = hook.patroni.topology().leader
     if leader.name == held:
         raise RefusedError(f"{held}, the held member, has become the leader; expected one of the others")
+    if wanted not in ("", leader.name):
+        raise FailedForNowError(f"{leader.name} leads, expected {wanted}")
     row = hook.sql(leader.name, leader.host, leader.port).row("identity")
     if row["in_recovery"] is not False:
         raise FailedForNowError(f"{leader.name} is called the leader but is in recovery")

@@ -112,5 +112,11 @@ def _another_leads(survey: Survey, held: str) -> bool:
 
 
 def kept_out_of_elections(config: NodeConfig) -> bool:
-    """Tell whether its owner has tagged a member so that it never becomes the leader."""
-    return bool(config.tags.get("nofailover"))
+    """Tell whether its owner has tagged a member so that it never becomes the leader, by Patroni's own rule."""
+    explicit, priority = config.tags.get("nofailover"), config.tags.get("failover_priority")
+    if explicit is not None:
+        return bool(explicit)
+    try:
+        return priority is not None and int(priority) <= 0
+    except (TypeError, ValueError):
+        return False

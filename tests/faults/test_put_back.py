@@ -1,0 +1,62 @@
+"""A rollback fails before the promotion while clients write: what the leader alone had committed is still there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+from lab.standalone import Airflow
+from tests.cluster.scene import has, wait_for
+from tests.cluster.test_writers import LEDGER, Writer
+from tests.cluster.verdict import contents, verdict
+from tests.faults import damage
+from tests.faults.breakpoints import Breakpoints
+from tests.faults.cases import Case
+from tests.faults.conftest import Stage
+from tests.faults.play import broken_run
+
+
+def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
+    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
+) -> None:
+    scene = stage.set("rollback")
+    lab, leader, third = scene.lab, scene.leader, scene.third
+    lab.sql(leader, LEDGER, user="release")
+    rows = contents(lab, leader)
+    wait_for("the ledger on the third", lambda: has(lab, third, rows))
+    stop, alone_since = threading.Event(), [0.0]
+    writer = Writer(lab, "writer", [lab.nodes[leader].host], stop)
+
+    def watch() -> None:
+        while not stop.is_set() and lab.postmaster(third) is not None:
+            time.sleep(0.02)
+        alone_since[0] = time.time()
+
+    threads = [threading.Thread(target=writer.run), threading.Thread(target=watch)]
+    try:
+        for thread in threads:
+            thread.start()
+        case = Case("rollback", "recover", "before", damage.mark_not_in_wal)
+        place = damage.Place(scene, points, scene.held, tmp_path, stoppable)
+        run_id = broken_run(case, place, scene.rollback_conf())
+        time.sleep(2)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
+    assert "The old cluster was put back into service" in report["message"], report
+    assert "is lost" in report["message"] and "Run bluegreen_resume" in report["message"], report
+
+    acknowledged = [(write.id, write.begun, write.acknowledged) for write in writer.writes if write.acknowledged]
+    gaps = [(after[1] - before[2], number) for number, (before, after) in enumerate(pairwise(acknowledged), 1)]
+    on_it_alone = [one for one in acknowledged[: max(gaps)[1]] if one[2] > alone_since[0]]
+    assert len(on_it_alone) > 20, "the leader committed nothing on its own"
+    there = {str(key) for (key,) in lab.sql(leader, "select id from ledger")}
+    assert [id for id, _, _ in acknowledged if id not in there] == []
+    assert scene.leader == leader
+
+    scene.must("resume")
+    verdict(lab, before=scene.fresh, rows=contents(lab, leader))
