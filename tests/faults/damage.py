@@ -265,6 +265,15 @@ def program(name: str, how: str, *, only: str = "") -> Callable[[Place], Mend]:
     return cover
 
 
+def slow_server(place: Place) -> Mend:
+    """The member's server takes some seconds until it starts, as one that has much to recover."""
+    path = Path(place.lab.info["bin_dir"]) / "postgres"
+    data_dir = place.lab.nodes[place.member].data_dir
+    # its first argument says where it finds its files
+    real = f'exec bash -c \'exec -a "$0" "$@"\' {path} {place.folder / "real"} "$@"'
+    return _covered(place, path, f'case "$*" in *"{data_dir}"*) sleep 8;; esac\n{real}')
+
+
 def _covered(place: Place, path: Path, first: str, interpreter: str = "") -> Mend:
     """Have another file in a program's place, which does something first and then what the program does.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
     stop, alone_since = threading.Event(), [0.0]
     writer = Writer(lab, "writer", [lab.nodes[leader].host], stop)
 
+    def lost_and_slow(place: damage.Place) -> damage.Mend:
+        damage.mark_not_in_wal(place)
+        # any replica would win against a server that is not up yet
+        return damage.slow_server(replace(place, member=leader))
+
     def watch() -> None:
         while not stop.is_set() and lab.postmaster(third) is not None:
             time.sleep(0.02)
@@ -38,7 +44,7 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
     try:
         for thread in threads:
             thread.start()
-        case = Case("rollback", "recover", "before", damage.mark_not_in_wal)
+        case = Case("rollback", "recover", "before", lost_and_slow)
         place = damage.Place(scene, points, scene.held, tmp_path, stoppable)
         run_id = broken_run(case, place, scene.rollback_conf())
         time.sleep(2)
