@@ -181,6 +181,9 @@ def main() -> int:
         return run()
     try:
         folder = load_settings().run
+        if verb == "stop" and not (folder / "airflow.env").exists():
+            print("No Airflow is running")
+            return 0
         airflow = Airflow(folder, read_environment(folder))
         login = "admin, password in " + str(airflow.home / "passwords.json")
         if verb == "start":
