@@ -60,9 +60,9 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
     gaps = [(after[1] - before[2], number) for number, (before, after) in enumerate(pairwise(acknowledged), 1)]
     on_it_alone = [one for one in acknowledged[: max(gaps)[1]] if one[2] > alone_since[0]]
     assert len(on_it_alone) > 20, "the leader committed nothing on its own"
+    assert scene.leader == leader, "another member won"
     there = {str(key) for (key,) in lab.sql(leader, "select id from ledger")}
     assert [id for id, _, _ in acknowledged if id not in there] == []
-    assert scene.leader == leader
 
     scene.must("resume")
     verdict(lab, before=scene.fresh, rows=contents(lab, leader))
