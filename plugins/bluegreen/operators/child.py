@@ -57,13 +57,15 @@ class TriggerChildOperator(TriggerDagRunOperator):
 
     def execute(self, context: Context) -> None:
         """Leave the child's run id for the sensor, then trigger."""
-        if paused_dags(context, [self.operation]):
-            error = FailedForNowError(
-                f"the DAG {self.trigger_dag_id} is paused in Airflow, so that a run of it would never start. "
-                f"Unpause it, then clear the task {self.task_id} with all that follow"
-            )
+        try:
+            if paused_dags(context, [self.operation]):
+                raise FailedForNowError(
+                    f"the DAG {self.trigger_dag_id} is paused in Airflow, so that a run of it would never start. "
+                    f"Unpause it, then clear the task {self.task_id} with all that follow"
+                )
+        except FailedForNowError as error:
             push_problem(context, error)
-            raise error
+            raise
         self.trigger_run_id = child_run_id(context["dag_run"], self.operation)
         context["ti"].xcom_push(key=CHILD_RUN_KEY, value=self.trigger_run_id)
         super().execute(context)
