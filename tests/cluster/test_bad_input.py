@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,31 @@ def test_what_a_checkpoint_refuses(clean: Scene) -> None:
         },
     )
     unchanged(clean.lab, before)
+
+
+def test_what_would_fail_only_after_everybody_was_stopped_is_refused(clean: Scene) -> None:
+    lab = clean.lab
+    name = next(one for one in lab.names if one != clean.leader)
+    before = look(lab)
+    hba, config = lab.nodes[name].data_dir / "pg_hba.conf", lab.nodes[name].patroni_config
+    owner, text = hba.stat(), config.read_text()
+    os.chown(hba, 0, 0)
+    hba.chmod(0o644)
+    try:
+        said = clean.refused("checkpoint", standby=name)
+    finally:
+        os.chown(hba, owner.st_uid, owner.st_gid)
+        hba.chmod(owner.st_mode)
+    assert "pg_hba.conf: it belongs to another user; expected that" in said
+
+    assert text.count("username: postgres") == 1, text
+    config.write_text(text.replace("username: postgres", "username: test_nobody"))
+    try:
+        said = clean.refused("checkpoint", standby=name)
+    finally:
+        config.write_text(text)
+    assert "there is no superuser who may log in, expected role 'test_nobody'" in said
+    unchanged(lab, before)
 
 
 def test_a_cluster_that_cannot_be_reached_is_refused_within_seconds(clean: Scene, broken_clusters: None) -> None:
