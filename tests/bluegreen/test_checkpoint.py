@@ -93,6 +93,7 @@ ALLOWED = {
     ("stopping", "stopping"),
     ("stopping", "recovering"),
     ("stopping", "held"),
+    ("stopping", "releasing"),
     ("recovering", "recovering"),
     ("recovering", "promoted"),
     ("recovering", "held"),
