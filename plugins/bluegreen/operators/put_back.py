@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
-from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError, RefusedError
+from bluegreen.exceptions import CheckpointLostError, FailedForNowError, RefusedError, UnreachableError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.leadership import start_patroni
 from bluegreen.hooks.node import NodeHook
@@ -97,13 +97,14 @@ class PutBackOperator(BluegreenOperator):
             held.stop_unpromoted()
             try:
                 held.close_again()
-            except BluegreenError as error:
-                if not others:
+            except FailedForNowError as error:
+                if isinstance(error, UnreachableError) or not others:
                     raise
                 warnings = self._start(hook, survey, checkpoint, others)
                 warnings.append(
                     f"{checkpoint.held}, the held member, was not put back ({error}); it is stopped, and the others "
-                    "serve without it. Mend that, then run bluegreen_rollback again: it goes on where this one stopped"
+                    "serve without it. Mend that, then clear the task put_back, or run bluegreen_rollback again: it "
+                    "goes on where this one stopped"
                 )
                 return {"put_back": True, "checkpoint": checkpoint.public(), "warnings": warnings}
         warnings = self._start(hook, survey, checkpoint, [*others, checkpoint.held])
