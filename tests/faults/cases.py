@@ -78,7 +78,9 @@ class Case:
         killed = self.fault in (damage.patroni_killed, damage.postgres_killed)
         promoted = {("recover", "after"), ("rejoin", "before"), ("close", "before")}
         at = self.operation == "rollback" and (self.task, self.moment) in promoted
-        return killed and at and self.member == "held"
+        # a leader that does not reach the DCS resigns, and is promoted once more when it does
+        cut_off = self.fault is damage.etcd_stopped and (self.operation, self.task) == ("rollback", "rejoin")
+        return cut_off or (killed and at and self.member == "held")
 
     def point(self, member: str) -> Point:
         """Where the task stops for the fault."""
