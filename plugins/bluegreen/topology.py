@@ -48,10 +48,22 @@ class Member:
 
     @property
     def may_be_elected(self) -> bool:
-        """Whether a failover could choose it (``nofailover``, ``failover_priority: 0``)."""
-        return (
-            self.role in _REPLICA_ROLES and not self.tags.get("nofailover") and self.tags.get("failover_priority") != 0
-        )
+        """Whether a failover could choose it."""
+        return self.role in _REPLICA_ROLES and not kept_out_of_elections(self.tags)
+
+
+def kept_out_of_elections(tags: Mapping[str, Any]) -> bool:
+    """Tell whether tags keep a member from becoming the leader: ``nofailover``, else ``failover_priority: 0``.
+
+    Source: ``nofailover`` in Patroni's ``patroni/tags.py``.
+    """
+    explicit, priority = tags.get("nofailover"), tags.get("failover_priority")
+    if explicit is not None:
+        return bool(explicit)
+    try:
+        return priority is not None and int(priority) <= 0
+    except (TypeError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -186,6 +198,18 @@ def check_standby(topology: Topology, name: str) -> Member:
             "Choose another standby, or add a second synchronous one"
         )
     return member
+
+
+def check_streams(topology: Topology) -> None:
+    """Refuse members that get their WAL from the archive alone: after a rollback each has to prove that it streams.
+
+    :raises RefusedError: with their names.
+    """
+    if found := [member.name for member in topology.members if member.tags.get("nostream")]:
+        raise RefusedError(
+            f"{', '.join(found)} is tagged nostream; expected every member to stream, since each has to prove after "
+            "a rollback that it does. Take the tag out"
+        )
 
 
 def topology_synchronous(topology: Topology) -> list[str]:

@@ -11,8 +11,10 @@ from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.topology import (
     Topology,
     check_standby,
+    check_streams,
     choose_standby,
     failover_candidates,
+    kept_out_of_elections,
     parse_topology,
     slot_name,
 )
@@ -242,12 +244,30 @@ def test_a_cluster_without_a_leader_is_not_ready_rather_than_refused() -> None:
 
 @pytest.mark.parametrize(
     ("tags", "elected"),
-    [({}, True), ({"nofailover": True}, False), ({"failover_priority": 0}, False), ({"failover_priority": 2}, True)],
+    [
+        ({}, True),
+        ({"nofailover": True}, False),
+        ({"nofailover": False}, True),
+        ({"failover_priority": 0}, False),
+        ({"failover_priority": "0"}, False),
+        ({"failover_priority": 2}, True),
+        ({"failover_priority": "often"}, True),
+        ({"nofailover": False, "failover_priority": 0}, True),
+        ({"nofailover": True, "failover_priority": 2}, False),
+    ],
 )
 def test_tags_decide_who_may_be_elected(tags: dict[str, Any], elected: bool) -> None:
     topology = _topology(_raw("n1", "leader"), _raw("n2", tags=tags), _raw("n3"))
+    assert kept_out_of_elections(tags) is not elected
     assert topology.member("n2").may_be_elected is elected
     assert [member.name for member in failover_candidates(topology, "n3")] == (["n2"] if elected else [])
+
+
+def test_a_member_that_does_not_stream_is_refused_by_name() -> None:
+    leader, archive = _raw("n1", "leader"), _raw("n3", state="in archive recovery", tags={"nostream": True})
+    with pytest.raises(RefusedError, match="n3 is tagged nostream; expected every member to stream"):
+        check_streams(_topology(leader, _raw("n2"), archive))
+    check_streams(_topology(leader, _raw("n2", tags={"nostream": False})))
 
 
 def test_with_two_members_nobody_is_left_for_a_failover() -> None:

@@ -20,7 +20,7 @@ from bluegreen.operators.base import BluegreenOperator, is_finished, lock_cluste
 from bluegreen.operators.release import find, release
 from bluegreen.recovery.node_config import NodeConfig
 from bluegreen.recovery.versions import ServerVersion
-from bluegreen.topology import Member, Topology, check_standby, choose_standby, failover_candidates
+from bluegreen.topology import Member, Topology, check_standby, check_streams, choose_standby, failover_candidates
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -96,6 +96,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         checks.passed(
             f"{standby.name} can be held: it streams, on timeline {standby.timeline}, not the only synchronous"
         )
+        check_streams(topology)
         members = [member.name for member in topology.members]
         survey.require(members)
         # Through it the hold takes effect and ends; without it a hold would stay.
@@ -449,12 +450,6 @@ def _exposure(row: Row, replication: list[Row], topology: Topology) -> list[str]
         warnings.append(
             f"also reading WAL from the leader, and not a member: {', '.join(strangers)} (a standby cluster, a backup, "
             "a subscriber); after a rollback it holds a history that is gone"
-        )
-    nostream = sorted(member.name for member in topology.members if member.tags.get("nostream"))
-    if nostream:
-        raise RefusedError(
-            f"{', '.join(nostream)} is tagged nostream; expected every member to stream, since each has to prove after "
-            "a rollback that it does. Take the tag out"
         )
     cascading = sorted(member.name for member in topology.members if member.tags.get("replicatefrom"))
     if cascading:

@@ -21,7 +21,8 @@ from bluegreen.hooks.node import NodeHook, NodeState
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
-from bluegreen.recovery.node_config import NodeConfig, edit, parse_node_config
+from bluegreen.recovery.node_config import edit, parse_node_config
+from bluegreen.topology import kept_out_of_elections
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -94,12 +95,12 @@ class StartLeaderOperator(BluegreenOperator):
         # A leader that is tagged nofailover keeps no slots for its replicas (Patroni 4), so none could rejoin.
         if state.folder:
             node.done(shell.release_aside(node.config_path, clean), "bringing Patroni's configuration back")
-            if kept_out_of_elections(node.state().config):
+            if kept_out_of_elections(node.state().config.tags):
                 path = f"{node.config_path}/{shell.HOLD_FILE}"
                 node.done(shell.replace_files({path: edit("", MAY_LEAD, where=path)}), "letting the member lead")
         else:
             final = next(text for text in (clean, state.original, state.files[""]) if text is not None)
-            if kept_out_of_elections(parse_node_config([final], where=node.where)):
+            if kept_out_of_elections(parse_node_config([final], where=node.where).tags):
                 node.done(shell.replace_files({node.config_path + shell.CLEAN: final}), "keeping what the owner wrote")
                 clean = edit(final, MAY_LEAD, where=f"{node.where}: {node.config_path}")
             node.done(shell.release_aside(node.config_path, clean), "bringing Patroni's configuration back")
@@ -109,14 +110,3 @@ class StartLeaderOperator(BluegreenOperator):
 def _another_leads(survey: Survey, held: str) -> bool:
     members = survey.topology.members if survey.topology else ()
     return any(member.is_leader and member.name != held for member in members)
-
-
-def kept_out_of_elections(config: NodeConfig) -> bool:
-    """Tell whether its owner has tagged a member so that it never becomes the leader, by Patroni's own rule."""
-    explicit, priority = config.tags.get("nofailover"), config.tags.get("failover_priority")
-    if explicit is not None:
-        return bool(explicit)
-    try:
-        return priority is not None and int(priority) <= 0
-    except (TypeError, ValueError):
-        return False
