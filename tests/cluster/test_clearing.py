@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +59,7 @@ def test_a_checkpoint_that_was_taken_is_not_undone(scene: Scene) -> None:
 
 def test_a_rollback_that_ended_before_it_stopped_anybody_can_be_resumed(scene: Scene) -> None:
     scene.checkpoint()
-    for name in scene.lab.names:
-        path, journal = scene.journal_path(name), scene.journal(name)
-        owner = path.stat()
-        path.write_text(json.dumps({**journal, "phase": "stopping", "revision": journal["revision"] + 1}))
-        os.chown(path, owner.st_uid, owner.st_gid)
+    scene.edit_journals(lambda journal: {"phase": "stopping", "revision": journal["revision"] + 1})
     aside = scene.lab.nodes[scene.third].patroni_config
     left = aside.with_name(aside.name + ".bluegreen-aside")
     left.write_text("as if somebody was stopped")

@@ -99,7 +99,7 @@ def broken_run(case: Case, place: Place, conf: dict[str, Any]) -> str:
 
 def _again(case: Case, expected: Expectation, conf: dict[str, Any], outcome: Outcome, found: Result) -> None:
     """The same DAG again must finish the work, or, where nothing can, say so over a cluster that serves."""
-    if conf.get("standby") == expected.scene.lab.leader():
+    if "standby" in conf and conf["standby"] == expected.scene.lab.leader():
         # the hold was over before another leader was looked for; a person does what the refusal says
         conf = {**conf, "standby": None}
     state, report = expected.scene.run(case.operation, **conf)

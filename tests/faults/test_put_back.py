@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.faults import damage
 from tests.faults.breakpoints import Breakpoints
 from tests.faults.cases import Case
 from tests.faults.conftest import Stage
-from tests.faults.play import broken_run
+from tests.faults.play import RUN_SECONDS, broken_run
 
 
 def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
@@ -27,7 +28,7 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
     lab.sql(leader, LEDGER, user="release")
     rows = contents(lab, leader)
     wait_for("the ledger on the third", lambda: has(lab, third, rows))
-    stop, alone_since = threading.Event(), [0.0]
+    stop = threading.Event()
     writer = Writer(lab, "writer", [lab.nodes[leader].host], stop)
 
     def lost_and_slow(place: damage.Place) -> damage.Mend:
@@ -35,30 +36,32 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
         # any replica would win against a server that is not up yet
         return damage.slow_server(replace(place, member=leader))
 
-    def watch() -> None:
-        while not stop.is_set() and lab.postmaster(third) is not None:
-            time.sleep(0.02)
-        alone_since[0] = time.time()
+    def third_is_stopped() -> float:
+        wait_for("the third is stopped", lambda: stop.is_set() or lab.postmaster(third) is None, RUN_SECONDS, 0.02)
+        return time.time()
 
-    threads = [threading.Thread(target=writer.run), threading.Thread(target=watch)]
-    try:
-        for thread in threads:
-            thread.start()
-        case = Case("rollback", "recover", "before", lost_and_slow)
-        place = damage.Place(scene, points, scene.held, tmp_path, stoppable)
-        run_id = broken_run(case, place, scene.rollback_conf())
-        time.sleep(2)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor() as pool:
+        try:
+            pool.submit(writer.run)
+            alone = pool.submit(third_is_stopped)
+            case = Case("rollback", "recover", "before", lost_and_slow)
+            place = damage.Place(scene, points, scene.held, tmp_path, stoppable)
+            run_id = broken_run(case, place, scene.rollback_conf())
+            ended = time.time()
+            wait_for(
+                "the old leader takes writes again",
+                lambda: any(write.acknowledged and write.begun > ended for write in list(writer.writes)),
+            )
+        finally:
+            stop.set()
+    alone_since = alone.result()
     report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
     assert "The old cluster was put back into service" in report["message"], report
     assert "is lost" in report["message"] and "Run bluegreen_resume" in report["message"], report
 
     acknowledged = [(write.id, write.begun, write.acknowledged) for write in writer.writes if write.acknowledged]
     gaps = [(after[1] - before[2], number) for number, (before, after) in enumerate(pairwise(acknowledged), 1)]
-    on_it_alone = [one for one in acknowledged[: max(gaps)[1]] if one[2] > alone_since[0]]
+    on_it_alone = [one for one in acknowledged[: max(gaps)[1]] if one[2] > alone_since]
     assert len(on_it_alone) > 20, "the leader committed nothing on its own"
     assert scene.leader == leader, "another member won"
     there = {str(key) for (key,) in lab.sql(leader, "select id from ledger")}
