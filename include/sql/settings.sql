@@ -3,7 +3,8 @@
 -- Columns: name text, value text, unit text. The value is in the unit, as in pg_settings:
 --   max_slot_wal_keep_size in MB and -1 for no limit, recovery_min_apply_delay in ms.
 -- value: NULL where this version has no such setting (recovery_min_apply_delay before 12,
---   max_slot_wal_keep_size before 13, synchronized_standby_slots before 17) or where the role may not see it (the files and folders).
+--   max_slot_wal_keep_size before 13, synchronized_standby_slots before 17) or where the role may not see it
+--   (the files and folders).
 -- archive_command and restore_command are not asked for: they may hold a password.
 -- Needs: pg_read_all_settings for config_file, data_directory, hba_file, ident_file and
 --   unix_socket_directories; in 9.6, which has no such role, superuser.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
 from bluegreen.exceptions import BluegreenError, FailedForNowError
 from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.operators.base import CHILD_REPORT_KEY, PROBLEM_KEY, task_states
+from bluegreen.operators.base import CHILD_REPORT_KEY, PROBLEM_KEY, RETRY_DELAY, task_states
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -52,7 +51,7 @@ class ReportOperator(BaseOperator):
     ) -> None:
         kwargs.setdefault("trigger_rule", "all_done")
         kwargs.setdefault("retries", 3)
-        kwargs.setdefault("retry_delay", timedelta(seconds=2))
+        kwargs.setdefault("retry_delay", RETRY_DELAY)
         super().__init__(**kwargs)
         self.operation = operation
         self.success = success
