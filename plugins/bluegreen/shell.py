@@ -34,9 +34,10 @@ section() { printf '%s\t' "$1"; base64 -w 0; echo; }
 put() { # file: replace it atomically by standard input (base64), like the old one in owner and mode
   real=$(readlink -f -- "$1") || { echo "there is no folder for $1" >&2; exit 45; }
   new=$(mktemp -- "$real.bluegreen-XXXXXX")
+  trap 'rm -f -- "$new"' EXIT
   base64 -d > "$new"
   if [ -e "$real" ]; then chmod --reference="$real" -- "$new"; chown --reference="$real" -- "$new"; fi
-  sync -- "$new"; mv -f -- "$new" "$real"; sync -- "$(dirname -- "$real")"
+  sync -- "$new"; mv -f -- "$new" "$real"; trap - EXIT; sync -- "$(dirname -- "$real")"
 }
 """
 

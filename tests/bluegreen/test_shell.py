@@ -657,6 +657,18 @@ def test_it_is_tried_whether_a_file_can_be_replaced(here: Path) -> None:
     assert tree(here) == before
 
 
+@pytest.mark.parametrize("program", ["base64", "chown", "sync"])
+def test_a_file_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(here: Path, program: str) -> None:
+    (here / "hba").write_text("mine")
+    (here / "bin").mkdir()
+    (here / "bin" / program).write_text("#!/bin/sh\nexit 7\n")
+    (here / "bin" / program).chmod(0o755)
+    before = tree(here)
+    path = f"{here / 'bin'}:{os.environ['PATH']}"
+    assert run(shell.replace_files({str(here / "hba"): "new"}), cwd=here, env={"PATH": path}).status == 7
+    assert tree(here) == before
+
+
 def test_nothing_is_put_back_where_nothing_was_saved(here: Path) -> None:
     data = standby(here)
     before = tree(here)
