@@ -85,6 +85,19 @@ def changed(registry: Path, cluster: str, **values: Any) -> Iterator[None]:
         registry.write_bytes(before)
 
 
+@contextmanager
+def of_root(path: Path) -> Iterator[None]:
+    """A file that belongs to root for a while, and that others may still read."""
+    owner = path.stat()
+    os.chown(path, 0, 0)
+    path.chmod(0o644)
+    try:
+        yield
+    finally:
+        os.chown(path, owner.st_uid, owner.st_gid)
+        path.chmod(owner.st_mode)
+
+
 def wait_for(what: str, look: Callable[[], Any], seconds: float = 60, every: float = 0.1) -> Any:
     """Call `look` until its answer is true; fail with `what` when the time is over."""
     deadline = time.monotonic() + seconds

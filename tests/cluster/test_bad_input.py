@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from lab.client import AirflowClient
 from lab.cluster import Lab
 from lab.standalone import Airflow
 from ruamel.yaml import YAML
-from tests.cluster.scene import LOCK, Scene, wait_for
+from tests.cluster.scene import LOCK, Scene, of_root, wait_for
 from tests.cluster.verdict import look, unchanged, verdict
 
 FIRST_TASK_SECONDS = 20
@@ -136,14 +135,9 @@ def test_what_would_fail_only_after_everybody_was_stopped_is_refused(clean: Scen
     name = next(one for one in lab.names if one != clean.leader)
     before = look(lab)
     hba, config = lab.nodes[name].data_dir / "pg_hba.conf", lab.nodes[name].patroni_config
-    owner, text = hba.stat(), config.read_text()
-    os.chown(hba, 0, 0)
-    hba.chmod(0o644)
-    try:
+    text = config.read_text()
+    with of_root(hba):
         said = clean.refused("checkpoint", standby=name)
-    finally:
-        os.chown(hba, owner.st_uid, owner.st_gid)
-        hba.chmod(owner.st_mode)
     assert "pg_hba.conf: it belongs to another user; expected that" in said
 
     assert text.count("username: postgres") == 1, text
@@ -231,25 +225,11 @@ def test_what_is_refused_while_a_checkpoint_is_held(scene: Scene) -> None:
     unchanged(lab, locked)
     lock.unlink()
 
-    # a rollback has begun
-    journal = scene.journal()
-    for member in lab.names:
-        place = lab.nodes[member].patroni_config
-        place.with_name(place.name + ".bluegreen-journal").write_text(
-            json.dumps({**journal, "phase": "stopping", "revision": journal["revision"] + 1})
-        )
-    stopping = look(lab)
-    refuse_all(
-        scene,
-        {
-            "resume while a rollback runs": (
-                "resume",
-                {},
-                f"a rollback to checkpoint {own} has begun (stopping); it cannot be resumed.",
-            ),
-        },
-    )
-    unchanged(lab, stopping)
+    # the server's file became another user's after the checkpoint
+    with of_root(lab.nodes[scene.held].data_dir / "pg_hba.conf"):
+        words = "pg_hba.conf: it belongs to another user; expected"
+        refuse_all(scene, {"a file of root": ("rollback", scene.rollback_conf(), words)})
+    unchanged(lab, before)
 
 
 def test_a_patroni_yaml_that_cannot_be_parsed_is_refused(scene: Scene) -> None:

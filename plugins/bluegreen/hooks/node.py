@@ -483,6 +483,20 @@ class NodeHook:
                     "docs/sudoers.example"
                 )
 
+    def require_replaceable(self, files: Mapping[str, str]) -> None:
+        """Prove that the server's files can be replaced by others of the same owner, without replacing them.
+
+        :param files: name to path.
+        :raises RefusedError: when one cannot be.
+        """
+        lacking = self.done(shell.try_replacing(files), "trying to replace the server's files").sections()
+        if lacking:
+            raise RefusedError(
+                f"{self.where}: {'; '.join(lacking.values())}; expected that {self.commands.os_user} can replace the "
+                "file, since a rollback shuts the recovered server to clients with it. Give that user the file and its "
+                "folder"
+            )
+
     def service_status(self) -> Service:
         """Ask the service manager whether Patroni runs: the command's exit status says so.
 

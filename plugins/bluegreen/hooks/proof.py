@@ -13,6 +13,9 @@ from bluegreen.recovery.versions import ServerVersion
 from bluegreen.recovery.wal import commit_is_in, missing_segments, parse_lsn, segment_ids, speaks_of_wal
 
 LOST = "take a new one before the next deployment; this one cannot be rolled back to"
+# the end of a recovery copies one WAL file for the new timeline, and prepares the next
+SEGMENTS_TO_PROMOTE = 2
+BYTES_TO_PROMOTE = 32 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def prove_wal(node: NodeHook, checkpoint: Checkpoint, data_dir: str, found: Data
     """Prove that the held member has all WAL from its last restart point to the mark, and the commit in it.
 
     :param found: the probe of its data directory.
-    :raises CheckpointLostError: when WAL is missing or the commit is not there.
+    :raises CheckpointLostError: when WAL is missing, the commit is not there, or the files are past the mark.
     """
     version = ServerVersion(checkpoint.server_version_num)
     if checkpoint.xid is None or checkpoint.lsn is None or checkpoint.restore_point_lsn is None:
@@ -65,6 +68,12 @@ def prove_wal(node: NodeHook, checkpoint: Checkpoint, data_dir: str, found: Data
         raise CheckpointLostError(
             f"checkpoint {checkpoint.id} is lost: the last restart point of {node.where} is at {redo}, past the "
             f"mark at {checkpoint.lsn}, so it has replayed the mark; {LOST}"
+        )
+    consistent = found.control("Minimum recovery ending location")
+    if parse_lsn(consistent) > parse_lsn(checkpoint.lsn):
+        raise CheckpointLostError(
+            f"checkpoint {checkpoint.id} is lost: the data files of {node.where} hold changes up to {consistent}, past "
+            f"the mark at {checkpoint.lsn}, and a recovery cannot end before them; {LOST}"
         )
     segment = int(found.control("Bytes per WAL segment"))
     missing = missing_segments(found.wal_names, redo, checkpoint.lsn, segment)
@@ -98,6 +107,22 @@ def prove_wal(node: NodeHook, checkpoint: Checkpoint, data_dir: str, found: Data
             f"checkpoint {checkpoint.id} is lost: the WAL of {node.where} between {checkpoint.restore_point_lsn} and "
             f"{checkpoint.lsn} does not hold the commit of transaction {checkpoint.xid} ({said}); {LOST}"
         )
+
+
+def require_room(found: DataDirectory, where: str) -> None:
+    """Prove that the held member's disks have room for the end of a recovery.
+
+    :raises RefusedError: when one is too full.
+    """
+    needed = SEGMENTS_TO_PROMOTE * int(found.control("Bytes per WAL segment")) + BYTES_TO_PROMOTE
+    for which in ("data", "wal"):
+        device, _, free = found.disk(which)
+        if free < needed:
+            raise RefusedError(
+                f"{where}: {device} ({which} directory) has {free / 1024**2:.0f} MiB free; expected at least "
+                f"{needed / 1024**2:.0f} MiB, since the recovered server writes new WAL files there. Make room first, "
+                "but leave pg_wal alone"
+            )
 
 
 def prove_identity(found: DataDirectory, checkpoint: Checkpoint, where: str) -> None:

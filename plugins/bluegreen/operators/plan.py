@@ -11,7 +11,7 @@ from bluegreen.checkpoint import Checkpoint, Phase, check_id
 from bluegreen.exceptions import BluegreenError, CheckpointLostError, LockedError, RefusedError, UnreachableError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.node import DataDirectory, NodeHook
-from bluegreen.hooks.proof import look_at_held, prove_identity, prove_wal
+from bluegreen.hooks.proof import look_at_held, prove_identity, prove_wal, require_room
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_host_down
 from bluegreen.operators.base import BluegreenOperator, deployment_of, is_running, lock_cluster
@@ -149,8 +149,11 @@ class PlanRollbackOperator(BluegreenOperator):
             )
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         found = data[checkpoint.held]
-        if Standalone(node, state, checkpoint).branch(found) is not None:
+        standalone = Standalone(node, state, checkpoint)
+        if standalone.branch(found) is not None:
             return warnings
+        node.require_replaceable(standalone.originals)
+        require_room(found, node.where)
         if checkpoint.phase is Phase.HELD:
             try:
                 look_at_held(hook, checkpoint)

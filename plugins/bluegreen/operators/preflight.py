@@ -421,12 +421,7 @@ def _server_files(node: NodeHook, held: MemberSql, checks: _Checks) -> None:
                 f"{name} of {node.member} is {path!r}; expected a path. Apply include/sql/grants.sql, so that the SQL "
                 "role may see it"
             )
-    lacking = node.done(shell.try_replacing(files), "trying to replace the server's files").sections()
-    if lacking:
-        raise RefusedError(
-            f"{node.where}: {'; '.join(lacking.values())}; expected that {node.commands.os_user} can replace the file, "
-            "since a rollback shuts the recovered server to clients with it. Give that user the file and its folder"
-        )
+    node.require_replaceable(files)
     checks.passed(f"the recovery can replace {' and '.join(files.values())} on {node.member}")
 
 
