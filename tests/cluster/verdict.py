@@ -91,7 +91,8 @@ def contents(lab: Lab, node: str) -> Contents:
         found["roles"] = ", ".join(name for (name,) in connection.execute("select rolname from pg_roles order by 1"))
     for database in databases:
         found[f"{database}"] = "database"
-        with lab.connect(node, database) as connection:
+        # a standby that was let go on may wait within a transaction that has locked its tables
+        with lab.connect(node, database, options="-c lock_timeout=5s") as connection:
             for schema, table, columns, indexes, owner in connection.execute(TABLES).fetchall():
                 query = sql.SQL("select count(*), md5(string_agg(t::text, e'\\n' order by t::text)) from {} t")
                 count, total = connection.execute(query.format(sql.Identifier(schema, table))).fetchone()

@@ -47,6 +47,7 @@ class Case:
     :param prepare: done before the operation begins.
     :param conf: more of the operation's params.
     :param lost: the fault makes the checkpoint worthless: the operation must refuse for good, and say so.
+    :param comes_back: what is lost may come back when the old cluster serves again: the leader sends its WAL.
     :param mend_after: seconds after which it is mended while the operation still runs; None for after its end.
     """
 
@@ -59,6 +60,7 @@ class Case:
     prepare: tuple[Callable[[Place], Mend], ...] = ()
     conf: dict[str, Any] = field(default_factory=dict)
     lost: bool = False
+    comes_back: bool = False
     mend_after: float | None = None
 
     @property
@@ -226,14 +228,12 @@ def _cases() -> Iterator[Case]:
             manager = fault is damage.patroni_killed and member == "leader"
             yield Case(operation, step, moment, fault, member, mend_after=MANAGER_SECONDS if manager else None)
 
-    for step, fault in (
-        ("plan", damage.wal_missing),
-        ("recover", damage.wal_missing),
-        ("plan", damage.mark_not_in_wal),
-    ):
-        yield Case(rollback, step, "before", fault, lost=True)
+    yield Case(rollback, "plan", "before", damage.wal_missing, lost=True)
+    yield Case(rollback, "plan", "before", damage.mark_not_in_wal, lost=True)
+    yield Case(rollback, "recover", "before", damage.wal_missing, lost=True, comes_back=True)
     for operation, step in ((rollback, "recover"), (rollback, "plan"), (checkpoint, "record")):
         yield Case(operation, step, "before", damage.disk_full, prepare=(damage.small_disk,))
+    yield Case(rollback, "recover", "before", damage.hba_of_root)
     for hours, called in ((-1, "clock_an_hour_behind"), (1, "clock_an_hour_ahead")):
         yield Case(checkpoint, "hold", "before", damage.no_more, called=called, prepare=(damage.clock(hours),))
     yield Case(rollback, "stop", "before", damage.postgres_stopped, "leader", mend_after=40)

@@ -17,7 +17,7 @@ import pytest
 from lab.cluster import Lab
 from lab.lifecycle import etcd_answers
 from lab.standalone import Airflow
-from tests.cluster.scene import Scene, wait_for
+from tests.cluster.scene import Scene, of_root, wait_for
 from tests.faults.breakpoints import Breakpoints
 
 Mend = Callable[[], None]
@@ -300,6 +300,13 @@ def auto_conf_strange(place: Place) -> Mend:
     return lambda: path.write_text(text) and None
 
 
+def hba_of_root(place: Place) -> Mend:
+    """A person edits the held member's pg_hba.conf as root, and leaves a file that is root's."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(of_root(place.lab.nodes[place.member].data_dir / "pg_hba.conf"))
+    return stack.close
+
+
 def person_starts_patroni(place: Place) -> Mend:
     """A person starts Patroni on the member by hand, in the middle."""
     _try_start(place)
@@ -353,7 +360,9 @@ def small_disk(place: Place) -> Mend:
     subprocess.run(["cp", "-a", f"{kept}/.", data], check=True)
     shutil.rmtree(kept)
     place.lab.start_patroni(place.member)
-    place.lab.wait_healthy(60)
+    # a held member that was started again has no receiver while its replay waits (hazard H7)
+    waits = {f"{place.member} does not stream"}
+    wait_for("the member is back", lambda: set(place.lab.trouble()) <= waits)
 
     def mend() -> None:
         place.lab.kill_patroni(place.member)

@@ -105,12 +105,15 @@ def _again(case: Case, expected: Expectation, conf: dict[str, Any], outcome: Out
     state, report = expected.scene.run(case.operation, **conf)
     found.again = str(report.get("message") or "")
     if case.lost:
-        found.verdict = "person"
-        if state != "failed" or outcome.state != "before":
-            found.wrong.append(f"the checkpoint is lost, but the second run is {state} over {outcome}: {found.again}")
+        if outcome.state != "before":
+            found.wrong.append(f"the checkpoint is lost, but the first run ended over {outcome}: {found.said}")
         if "lost" not in found.said + found.again:
             found.wrong.append(f"nobody says that the checkpoint is lost: {found.said} / {found.again}")
-        return
+        if not case.comes_back or state == "failed":
+            found.verdict = "person"
+            if state != "failed" or settle(expected).state != "before":
+                found.wrong.append(f"the checkpoint is lost, but the second run is {state}: {found.again}")
+            return
     then = settle(expected, wanted="after")
     found.wrong += wrongs(case.operation, state, report, then)
     if then.state != "after":

@@ -1,4 +1,4 @@
-"""A rollback fails before the promotion while clients write: what the leader alone had committed is still there."""
+"""A rollback fails before the promotion: what serves again, what it has kept, and what the report says of it."""
 
 from __future__ import annotations
 
@@ -69,3 +69,32 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
 
     scene.must("resume")
     verdict(lab, before=scene.fresh, rows=contents(lab, leader))
+
+
+def test_the_others_serve_where_the_held_member_cannot_be_started(
+    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
+) -> None:
+    scene = stage.set("rollback")
+    lab, serving = scene.lab, []
+
+    def rooted(place: damage.Place) -> damage.Mend:
+        give_back = damage.hba_of_root(place)
+
+        def mend() -> None:
+            serving.append(contents(lab, scene.leader))
+            give_back()
+
+        return mend
+
+    case = Case("rollback", "recover", "before", rooted)
+    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable), scene.rollback_conf())
+
+    report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
+    assert report["result"] == "failed", report
+    assert "The old cluster was put back into service, with the deployment in it" in report["message"], report
+    assert "was proven again" not in report["message"] and "may serve nobody" not in report["message"], report
+    assert any(f"{scene.held}, the held member," in warning for warning in report["warnings"]), report["warnings"]
+    assert serving == [stage.deployed]
+
+    scene.rollback()
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LEADS_SECONDS = 60
 SERVICE_SECONDS = 90
-PROOF_SECONDS = 20
+PROOF_SECONDS = 60
 
 
 class PutBackOperator(BluegreenOperator):
@@ -84,7 +84,7 @@ class PutBackOperator(BluegreenOperator):
                 f"{checkpoint.held}, the held member, cannot be read, so only the others were put back into "
                 "service. When it answers again, run bluegreen_rollback again: it goes on where this one stopped"
             )
-            return {"put_back": True, "checkpoint": checkpoint.public(), "warnings": warnings}
+            return {"put_back": True, "unproven": True, "checkpoint": checkpoint.public(), "warnings": warnings}
         survey.require(set(checkpoint.members) - down)
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         held = Standalone(node, state, checkpoint)
@@ -106,14 +106,21 @@ class PutBackOperator(BluegreenOperator):
                     "serve without it. Mend that, then clear the task put_back, or run bluegreen_rollback again: it "
                     "goes on where this one stopped"
                 )
-                return {"put_back": True, "checkpoint": checkpoint.public(), "warnings": warnings}
+                return {"put_back": True, "unproven": True, "checkpoint": checkpoint.public(), "warnings": warnings}
         warnings = self._start(hook, survey, checkpoint, [*others, checkpoint.held])
         lost = ""
         try:
             wait_until(partial(_still_held, hook, checkpoint), seconds=PROOF_SECONDS, every_seconds=1)
-        except CheckpointLostError as error:
+        except _LostSoFarError as error:
             # It can be released, but never rolled back to: a rollback proves it again, and is refused.
             lost = str(error)
+        except FailedForNowError as error:
+            warnings.append(
+                f"{checkpoint.held}, the held member, has not proven its hold ({error}); the others serve without "
+                "it. Mend that, then clear the task put_back, or run bluegreen_rollback again: it goes on where this "
+                "one stopped"
+            )
+            return {"put_back": True, "unproven": True, "checkpoint": checkpoint.public(), "warnings": warnings}
         checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
         hook.write_journal(checkpoint, needed=set(checkpoint.members) - down)
         return {"put_back": True, "lost": lost, "checkpoint": checkpoint.public(), "warnings": warnings}
@@ -160,7 +167,18 @@ def _has_leader(topology: Any) -> bool:
     return sum(member.is_leader for member in topology.members) == 1
 
 
+class _LostSoFarError(FailedForNowError):
+    """The hold is not proven, but a member that has just started receives WAL again that its files lack."""
+
+
 def _still_held(hook: ClusterHook, checkpoint: Checkpoint) -> None:
+    try:
+        _prove(hook, checkpoint)
+    except CheckpointLostError as error:
+        raise _LostSoFarError(str(error)) from error
+
+
+def _prove(hook: ClusterHook, checkpoint: Checkpoint) -> None:
     prove_held(hook, checkpoint)
     if checkpoint.hold is not None and checkpoint.hold.mechanism is HoldMechanism.REPLAY_PAUSE:
         row = hook.sql_of(checkpoint, checkpoint.held).row("hold_settings")

@@ -338,7 +338,11 @@ def _after_failed_rollback(gathered: Gathered) -> str:
             f"{put_back[-1]['lost'].rstrip('.')}. Run bluegreen_resume to let the standby go on."
         )
     if put_back and put_back[-1]["put_back"]:
-        return "The old cluster was put back into service, with the deployment in it; the checkpoint is still held."
+        proven = "" if put_back[-1].get("unproven") else ", and was proven again"
+        return (
+            "The old cluster was put back into service, with the deployment in it; the checkpoint is still "
+            f"held{proven}."
+        )
     if put_back and put_back[-1].get("untouched"):
         return "The old cluster was not touched; the checkpoint is still held."
     if put_back and put_back[-1].get("locked_out"):
