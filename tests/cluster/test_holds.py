@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.cluster.scene import Scene, has, wait_for
-from tests.cluster.verdict import verdict
+from tests.cluster.verdict import contents, look, verdict
 
 LOOPS_SECONDS = 14  # more than two loop_waits of 5 s
 
@@ -65,3 +65,35 @@ def test_a_second_rollback_after_a_first(scene: Scene) -> None:
     scene.rollback()
 
     verdict(lab, before=scene.fresh, rows=between, leader=scene.held, timeline=scene.timeline + 2, after_xid=scene.xid)
+
+
+def test_a_standby_whose_wal_is_gone_is_cloned_by_resume(scene: Scene) -> None:
+    lab, leader = scene.lab, scene.leader
+    keeps_little = {"postgresql": {"parameters": {"wal_keep_size": "0", "max_slot_wal_keep_size": "32MB"}}}
+    lab.http.patch(f"{lab.nodes[leader].rest}/config", json=keeps_little).raise_for_status()
+    keeps = "select setting from pg_settings where name = 'max_slot_wal_keep_size'"
+    wait_for("the leader keeps little", lambda: lab.sql(leader, keeps, database="postgres") == [("32",)])
+    scene.fresh = look(lab)
+    scene.checkpoint()
+    held = scene.held
+    # after a restart a held standby has no receiver
+    lab.patronictl("restart", lab.name, held, "--force").check_returncode()
+
+    def slot() -> str:
+        query = "select wal_status from pg_replication_slots where slot_name = %s"
+        return str(lab.sql(leader, query, [held], database="postgres")[0][0])
+
+    def is_lost() -> bool:
+        for statement in ("select txid_current()", "select pg_switch_wal()", "checkpoint"):
+            lab.sql(leader, statement, database="postgres")
+        return slot() == "lost"
+
+    scene.deploy_badly()
+    wait_for("the slot is lost", is_lost)
+    rows = contents(lab, leader)
+
+    report = scene.must("resume")
+
+    assert report["members"][held]["rejoined_by"] == "reclone", report["members"]
+    assert any(f"{held} was cloned afresh: {leader} no longer has the WAL" in one for one in report["warnings"]), report
+    verdict(lab, before=scene.fresh, rows=rows)

@@ -14,13 +14,9 @@ from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import NodeHook, NodeState
 from bluegreen.hooks.patroni import PatroniHook
 from bluegreen.hooks.postgres import MemberSql
-from bluegreen.hooks.waiting import wait_until
 from bluegreen.recovery.node_config import APPLY_DELAY, HOLD_TAGS, edit, without_hold
 from bluegreen.recovery.versions import HoldMechanism
-from bluegreen.recovery.wal import format_lsn, parse_lsn
 
-STANDS_STILL_SECONDS = 10
-AFTER_RESTART_SECONDS = 60
 EDITED_MEANWHILE = "was edited during the hold: only the hold's own keys were taken out, the rest was left"
 
 Settings = Mapping[tuple[str, ...], Any]
@@ -121,50 +117,6 @@ def check_released(hook: ClusterHook, checkpoint: Checkpoint) -> None:
     left = [name for name in tags if str(name).startswith("bluegreen_")] if isinstance(tags, dict) else []
     if left:
         raise FailedForNowError(f"{checkpoint.held}: Patroni still has the tags {', '.join(sorted(left))}")
-
-
-def replay_position(hook: ClusterHook, checkpoint: Checkpoint) -> tuple[int, bool]:
-    """Return up to where the held member has replayed, and whether that is all that it has received.
-
-    :raises FailedForNowError: when the server does not say.
-    """
-    row = hook.sql_of(checkpoint, checkpoint.held).row("replay_delay")
-    position, received = parse_lsn(row["replayed_lsn"]), row["received_lsn"]
-    # NULL: nothing was streamed since its start, which says nothing about what lies in its WAL folder.
-    return position, received is not None and position >= parse_lsn(received)
-
-
-def set_replay_going(hook: ClusterHook, checkpoint: Checkpoint, since: int) -> list[str]:
-    """See that a released standby replays again; where it does not, have Patroni restart its PostgreSQL.
-
-    A server older than the minor releases of autumn 2021 reckons the end of its wait once: one that waits in the
-    apply delay is not woken by the reload that lifts it. PostgreSQL 13.4 stayed where it was until it was restarted.
-
-    :param since: where it stood before the release.
-    :return: a warning where it had to be restarted.
-    :raises FailedForNowError: when it stands still even so.
-    """
-
-    def goes_on() -> None:
-        position, has_all = replay_position(hook, checkpoint)
-        if position <= since and not has_all:
-            raise FailedForNowError(
-                f"{checkpoint.held} was released, but its replay still stands at {format_lsn(position)}; expected it "
-                "to go on. Look at its server log: a query there may be in the way of replay"
-            )
-
-    try:
-        wait_until(goes_on, seconds=STANDS_STILL_SECONDS)
-    except FailedForNowError as error:
-        log.warning("%s. Restarting its PostgreSQL", error)
-    else:
-        return []
-    hook.patroni.restart(checkpoint.members[checkpoint.held].api_url)
-    wait_until(goes_on, seconds=AFTER_RESTART_SECONDS)
-    return [
-        f"{checkpoint.held}: its PostgreSQL was restarted, since it did not go on replaying within "
-        f"{STANDS_STILL_SECONDS} s of its release; its connections were closed"
-    ]
 
 
 def require_in_place(node: NodeHook, state: NodeState) -> None:

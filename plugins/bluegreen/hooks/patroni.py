@@ -268,6 +268,19 @@ class PatroniHook(BaseHook):
         if status != 200:
             raise FailedForNowError(f"POST {url} answered {status}: {text[:120]!r}; expected 200")
 
+    def reinitialize(self, api_url: str) -> None:
+        """Have Patroni empty a replica's data directory and clone it afresh; return when it has begun.
+
+        Patroni itself refuses where the cluster has no leader, and on the leader (``Ha.reinitialize``).
+
+        :raises FailedForNowError: when it did not begin.
+        :raises RefusedError: when the REST API does not allow it.
+        """
+        url = f"{base_url(api_url)}/reinitialize"
+        status, text = self._change("POST", url, {})
+        if status != 200:
+            raise FailedForNowError(f"POST {url} answered {status}: {text[:120]!r}; expected 200")
+
     def health(self, api_url: str, path: str) -> int:
         """Return the status of a health check such as ``/primary``; 0 when it does not answer."""
         try:

@@ -10,8 +10,9 @@ from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase, check_id
 from bluegreen.exceptions import LockedError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
-from bluegreen.hooks.hold import check_released, clean_text, replay_position, require_in_place, set_replay_going
+from bluegreen.hooks.hold import check_released, clean_text, require_in_place
 from bluegreen.hooks.journals import remove_journals
+from bluegreen.hooks.replay import replay_position, set_replay_going
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import (
     BluegreenOperator,
@@ -22,6 +23,7 @@ from bluegreen.operators.base import (
     survey_as_owner,
 )
 from bluegreen.recovery.versions import HoldMechanism
+from bluegreen.topology import is_being_cloned
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -172,6 +174,8 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
     survey.require([checkpoint.held])
     node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
     require_in_place(node, state)
+    if checkpoint.phase is Phase.RELEASING and is_being_cloned(survey.topology, checkpoint.held):
+        return []
     if checkpoint.phase is not Phase.RELEASING:
         checkpoint = checkpoint.advanced(Phase.RELEASING)
         hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
@@ -194,5 +198,5 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
         if checkpoint.hold.mechanism is HoldMechanism.REPLAY_PAUSE:
             hook.sql_of(checkpoint, checkpoint.held).rows("resume_replay")
         wait_until(partial(check_released, hook, checkpoint), seconds=TAKES_EFFECT_SECONDS)
-        warnings += set_replay_going(hook, checkpoint, since)
+        warnings += set_replay_going(hook, survey, checkpoint, since)
     return warnings
