@@ -81,9 +81,7 @@ class RecloneLostStandbyOperator(BluegreenOperator):
                     position, since = found, time.monotonic()
                 if time.monotonic() - since < PATIENCE_SECONDS:
                     raise
-                reason = why_wal_is_gone(hook, survey, checkpoint)
-                self.log.info("%s: %s", error, reason or "but the WAL that it needs is still there")
-                return reason
+                return self._gone(hook, survey, checkpoint, error)
             return ""
 
         try:
@@ -91,6 +89,16 @@ class RecloneLostStandbyOperator(BluegreenOperator):
         except FailedForNowError as error:
             self.log.warning("%s", error)
             return ""
+
+    def _gone(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, error: FailedForNowError) -> str:
+        """Return why the WAL is gone, or an empty text where it is there or nobody says: then nothing is cloned."""
+        try:
+            reason = why_wal_is_gone(hook, survey, checkpoint)
+        except FailedForNowError as unknown:
+            self.log.warning("whether the WAL is gone is not known: %s", unknown)
+            return ""
+        self.log.info("%s: %s", error, reason or "but the WAL that it needs may still be there")
+        return reason
 
     def _begin(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> None:
         held = checkpoint.held
