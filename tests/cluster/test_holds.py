@@ -67,7 +67,8 @@ def test_a_second_rollback_after_a_first(scene: Scene) -> None:
     verdict(lab, before=scene.fresh, rows=between, leader=scene.held, timeline=scene.timeline + 2, after_xid=scene.xid)
 
 
-def test_a_standby_whose_wal_is_gone_is_cloned_by_resume(scene: Scene) -> None:
+def lose_slot(scene: Scene) -> None:
+    """Take a checkpoint and deploy, on a leader that keeps little WAL back and has lost the held standby's slot."""
     lab, leader = scene.lab, scene.leader
     keeps_little = {"postgresql": {"parameters": {"wal_keep_size": "0", "max_slot_wal_keep_size": "32MB"}}}
     lab.http.patch(f"{lab.nodes[leader].rest}/config", json=keeps_little).raise_for_status()
@@ -75,25 +76,34 @@ def test_a_standby_whose_wal_is_gone_is_cloned_by_resume(scene: Scene) -> None:
     wait_for("the leader keeps little", lambda: lab.sql(leader, keeps, database="postgres") == [("32",)])
     scene.fresh = look(lab)
     scene.checkpoint()
-    held = scene.held
     # after a restart a held standby has no receiver
-    lab.patronictl("restart", lab.name, held, "--force").check_returncode()
-
-    def slot() -> str:
-        query = "select wal_status from pg_replication_slots where slot_name = %s"
-        return str(lab.sql(leader, query, [held], database="postgres")[0][0])
+    lab.patronictl("restart", lab.name, scene.held, "--force").check_returncode()
+    scene.deploy_badly()
 
     def is_lost() -> bool:
         for statement in ("select txid_current()", "select pg_switch_wal()", "checkpoint"):
             lab.sql(leader, statement, database="postgres")
-        return slot() == "lost"
+        status = "select wal_status from pg_replication_slots where slot_name = %s"
+        return lab.sql(leader, status, [scene.held], database="postgres") == [("lost",)]
 
-    scene.deploy_badly()
     wait_for("the slot is lost", is_lost)
-    rows = contents(lab, leader)
+
+
+def test_a_standby_whose_wal_is_gone_is_cloned_by_resume(scene: Scene) -> None:
+    lose_slot(scene)
+    leader, held = scene.leader, scene.held
+    rows = contents(scene.lab, leader)
 
     report = scene.must("resume")
 
     assert report["members"][held]["rejoined_by"] == "reclone", report["members"]
     assert any(f"{held} was cloned afresh: {leader} no longer has the WAL" in one for one in report["warnings"]), report
-    verdict(lab, before=scene.fresh, rows=rows)
+    verdict(scene.lab, before=scene.fresh, rows=rows)
+
+
+def test_a_standby_whose_slot_is_lost_can_still_be_rolled_back_to(scene: Scene) -> None:
+    lose_slot(scene)
+
+    scene.rollback()
+
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)

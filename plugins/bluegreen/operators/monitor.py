@@ -184,7 +184,7 @@ class _Look:
             self.figures["members"][name] |= {"slot_wal_bytes": retained, "slot_status": slot["wal_status"]}
         if slot["wal_status"] == "lost":
             self.problems.append(
-                f"slot {name} is lost: its standby can only be cloned; if it is held, run bluegreen_resume"
+                f"slot {name} is lost: its standby can only be cloned; if it is held, bluegreen_resume does so"
             )
         if name == self.held and retained is not None and int(retained) > self.limits.slot_wal_bytes:
             text = (
