@@ -15,7 +15,7 @@ from bluegreen.exceptions import FailedForNowError, RefusedError
 
 _LEADER_ROLES = frozenset({"leader", "master", "primary"})
 _REPLICA_ROLES = frozenset({"replica", "sync_standby", "quorum_standby"})
-CLONING = "creating replica"
+_CLONING = "creating replica"
 _RUNNING = frozenset({"running", "streaming", "in archive recovery"})
 
 
@@ -124,7 +124,7 @@ class Topology:
 def is_being_cloned(topology: Topology | None, member: str) -> bool:
     """Tell whether Patroni makes a member anew; it does so only once no hold is left in its configuration."""
     members = topology.members if topology else ()
-    return any(one.name == member and one.state == CLONING and "bluegreen_id" not in one.tags for one in members)
+    return any(one.name == member and one.state == _CLONING and "bluegreen_id" not in one.tags for one in members)
 
 
 def slot_name(member: str) -> str:

@@ -10,6 +10,25 @@ from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.recovery.history import contains_branch, history_name, parse_history
+from bluegreen.topology import Member
+
+
+def check_another_leads(hook: ClusterHook, held: str, wanted: str = "") -> Member:
+    """Look whether another member than the held one leads and takes writes, and return it.
+
+    :param wanted: the member that must be it, or empty for any.
+    :raises RefusedError: when the held member leads.
+    :raises FailedForNowError: when nobody does, or not the one that was wanted.
+    """
+    leader = hook.patroni.topology().leader
+    if leader.name == held:
+        raise RefusedError(f"{held}, the held member, has become the leader; expected one of the others")
+    if wanted not in ("", leader.name):
+        raise FailedForNowError(f"{leader.name} leads, expected {wanted}")
+    row = hook.sql(leader.name, leader.host, leader.port).row("identity")
+    if row["in_recovery"] is not False:
+        raise FailedForNowError(f"{leader.name} is called the leader but is in recovery")
+    return leader
 
 
 def start_patroni(node: NodeHook) -> None:

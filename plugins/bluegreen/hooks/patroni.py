@@ -263,10 +263,7 @@ class PatroniHook(BaseHook):
         :raises FailedForNowError: when it did not.
         :raises RefusedError: when the REST API does not allow it.
         """
-        url = f"{base_url(api_url)}/restart"
-        status, text = self._change("POST", url, {}, read_seconds=RESTART_SECONDS)
-        if status != 200:
-            raise FailedForNowError(f"POST {url} answered {status}: {text[:120]!r}; expected 200")
+        self._must_post(f"{base_url(api_url)}/restart", read_seconds=RESTART_SECONDS)
 
     def reinitialize(self, api_url: str) -> None:
         """Have Patroni empty a replica's data directory and clone it afresh; return when it has begun.
@@ -276,8 +273,10 @@ class PatroniHook(BaseHook):
         :raises FailedForNowError: when it did not begin.
         :raises RefusedError: when the REST API does not allow it.
         """
-        url = f"{base_url(api_url)}/reinitialize"
-        status, text = self._change("POST", url, {})
+        self._must_post(f"{base_url(api_url)}/reinitialize")
+
+    def _must_post(self, url: str, **options: Any) -> None:
+        status, text = self._change("POST", url, {}, **options)
         if status != 200:
             raise FailedForNowError(f"POST {url} answered {status}: {text[:120]!r}; expected 200")
 

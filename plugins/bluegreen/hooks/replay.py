@@ -63,13 +63,19 @@ def set_replay_going(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, 
 
 
 def why_wal_is_gone(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> str:
-    """Return why the held member cannot go on by streaming, or an empty text where it may.
+    """Return why the held member cannot go on by streaming; an empty text where it may, or where nobody says.
 
     A leader that keeps no slot, or has lost it (``max_slot_wal_keep_size``), removes WAL that a held standby has
     not received. One that receives WAL, or gets it from another replica, is left alone.
-
-    :raises FailedForNowError: when it is not known.
     """
+    try:
+        return _gone(hook, survey, checkpoint)
+    except FailedForNowError as error:
+        log.warning("whether the WAL is gone is not known: %s", error)
+        return ""
+
+
+def _gone(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> str:
     topology = hook.patroni.topology()
     leader, held = topology.leader, checkpoint.held
     member = next((known for known in topology.members if known.name == held), None)

@@ -13,7 +13,7 @@ from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import CheckpointLostError, FailedForNowError, RefusedError, UnreachableError
 from bluegreen.hooks.cluster import ClusterHook, Survey
-from bluegreen.hooks.leadership import start_patroni
+from bluegreen.hooks.leadership import check_another_leads, start_patroni
 from bluegreen.hooks.node import NodeHook
 from bluegreen.hooks.proof import LOST, prove_held
 from bluegreen.hooks.standalone import Standalone
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LEADS_SECONDS = 60
 SERVICE_SECONDS = 90
 PROOF_SECONDS = 60
+GO_ON = "Mend that, then clear the task put_back, or run bluegreen_rollback again: it goes on where this one stopped"
 
 
 class PutBackOperator(BluegreenOperator):
@@ -80,11 +81,12 @@ class PutBackOperator(BluegreenOperator):
             # Recovery is written into every journal before it begins, so nothing was promoted there.
             survey.require(others)
             warnings = self._start(hook, survey, checkpoint, others)
-            warnings.append(
+            return _unproven(
+                checkpoint,
+                warnings,
                 f"{checkpoint.held}, the held member, cannot be read, so only the others were put back into "
-                "service. When it answers again, run bluegreen_rollback again: it goes on where this one stopped"
+                "service. When it answers again, run bluegreen_rollback again: it goes on where this one stopped",
             )
-            return {"put_back": True, "unproven": True, "checkpoint": checkpoint.public(), "warnings": warnings}
         survey.require(set(checkpoint.members) - down)
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         held = Standalone(node, state, checkpoint)
@@ -101,12 +103,12 @@ class PutBackOperator(BluegreenOperator):
                 if isinstance(error, UnreachableError) or not others:
                     raise
                 warnings = self._start(hook, survey, checkpoint, others)
-                warnings.append(
+                return _unproven(
+                    checkpoint,
+                    warnings,
                     f"{checkpoint.held}, the held member, was not put back ({error}); it is stopped, and the others "
-                    "serve without it. Mend that, then clear the task put_back, or run bluegreen_rollback again: it "
-                    "goes on where this one stopped"
+                    f"serve without it. {GO_ON}",
                 )
-                return {"put_back": True, "unproven": True, "checkpoint": checkpoint.public(), "warnings": warnings}
         warnings = self._start(hook, survey, checkpoint, [*others, checkpoint.held])
         lost = ""
         try:
@@ -115,12 +117,12 @@ class PutBackOperator(BluegreenOperator):
             # It can be released, but never rolled back to: a rollback proves it again, and is refused.
             lost = str(error)
         except FailedForNowError as error:
-            warnings.append(
+            return _unproven(
+                checkpoint,
+                warnings,
                 f"{checkpoint.held}, the held member, has not proven its hold ({error}); the others serve without "
-                "it. Mend that, then clear the task put_back, or run bluegreen_rollback again: it goes on where this "
-                "one stopped"
+                f"it. {GO_ON}",
             )
-            return {"put_back": True, "unproven": True, "checkpoint": checkpoint.public(), "warnings": warnings}
         checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
         hook.write_journal(checkpoint, needed=set(checkpoint.members) - down)
         return {"put_back": True, "lost": lost, "checkpoint": checkpoint.public(), "warnings": warnings}
@@ -137,7 +139,7 @@ class PutBackOperator(BluegreenOperator):
 
         hook.on_each(members, back)
         leader = survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
-        serves = partial(_in_service, hook, checkpoint.held)
+        serves = partial(check_another_leads, hook, checkpoint.held)
         warnings = []
         if leader in members and leader != checkpoint.held:
             hook.on_each([leader], start_patroni)
@@ -153,6 +155,11 @@ class PutBackOperator(BluegreenOperator):
             hook.on_each(together, start_patroni)
         wait_until(serves, seconds=SERVICE_SECONDS, every_seconds=0.5)
         return warnings
+
+
+def _unproven(checkpoint: Checkpoint, warnings: list[str], why: str) -> dict[str, Any]:
+    """The others serve, and of the held member is not known whether it is held: the journal stays as it is."""
+    return {"put_back": True, "unproven": True, "checkpoint": checkpoint.public(), "warnings": [*warnings, why]}
 
 
 def _all_run(survey: Survey, members: set[str]) -> bool:
@@ -187,14 +194,3 @@ def _prove(hook: ClusterHook, checkpoint: Checkpoint) -> None:
                 f"checkpoint {checkpoint.id} is lost: the pause of the replay on {checkpoint.held} ended when its "
                 f"server was stopped; {LOST}"
             )
-
-
-def _in_service(hook: ClusterHook, held: str, wanted: str = "") -> None:
-    leader = hook.patroni.topology().leader
-    if leader.name == held:
-        raise RefusedError(f"{held}, the held member, has become the leader; expected one of the others")
-    if wanted not in ("", leader.name):
-        raise FailedForNowError(f"{leader.name} leads, expected {wanted}")
-    row = hook.sql(leader.name, leader.host, leader.port).row("identity")
-    if row["in_recovery"] is not False:
-        raise FailedForNowError(f"{leader.name} is called the leader but is in recovery")

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
+from bluegreen.hooks.leadership import check_another_leads
 from bluegreen.hooks.proof import prove_identity
 from bluegreen.hooks.replay import replay_position, why_wal_is_gone
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 from bluegreen.operators.rejoin import CLONE_SECONDS, REJOIN_TIMEOUT, check_streaming
-from bluegreen.topology import CLONING, is_being_cloned, slot_name
+from bluegreen.topology import is_being_cloned, slot_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -81,7 +82,9 @@ class RecloneLostStandbyOperator(BluegreenOperator):
                     position, since = found, time.monotonic()
                 if time.monotonic() - since < PATIENCE_SECONDS:
                     raise
-                return self._gone(hook, survey, checkpoint, error)
+                reason = why_wal_is_gone(hook, survey, checkpoint)
+                self.log.info("%s: %s", error, reason or "but the WAL that it needs may still be there")
+                return reason
             return ""
 
         try:
@@ -90,32 +93,18 @@ class RecloneLostStandbyOperator(BluegreenOperator):
             self.log.warning("%s", error)
             return ""
 
-    def _gone(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, error: FailedForNowError) -> str:
-        """Return why the WAL is gone, or an empty text where it is there or nobody says: then nothing is cloned."""
-        try:
-            reason = why_wal_is_gone(hook, survey, checkpoint)
-        except FailedForNowError as unknown:
-            self.log.warning("whether the WAL is gone is not known: %s", unknown)
-            return ""
-        self.log.info("%s: %s", error, reason or "but the WAL that it needs may still be there")
-        return reason
-
     def _begin(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> None:
         held = checkpoint.held
-        leader = hook.patroni.topology().leader
-        if leader.name == held:
-            raise RefusedError(f"{held} has become the leader; expected a standby, so nothing is emptied")
-        if hook.sql(leader.name, leader.host, leader.port).row("identity")["in_recovery"] is not False:
-            raise FailedForNowError(f"{leader.name} is called the leader but is in recovery; nothing is emptied")
+        leader = check_another_leads(hook, held)
+        survey.require([held, leader.name])
         for name in (held, leader.name):
             node, state = hook.nodes[name], survey.states[name]
             prove_identity(node.data_directory(state.config), checkpoint, node.where)
         hook.patroni.reinitialize(checkpoint.members[held].api_url)
 
         def begun() -> None:
-            state = next((one.state for one in hook.patroni.topology().members if one.name == held), "not there")
-            if state != CLONING:
-                raise FailedForNowError(f"{held} is {state!r}, expected {CLONING!r}")
+            if not is_being_cloned(hook.patroni.topology(), held):
+                raise FailedForNowError(f"Patroni does not call {held} being cloned yet")
 
         try:
             wait_until(begun, seconds=BEGINS_SECONDS)
