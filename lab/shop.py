@@ -13,7 +13,7 @@ ORDERS = 1000
 CUSTOMERS = 50
 
 _SEED = f"""
-drop table if exists orders, customers;
+drop table if exists orders, customers cascade;
 create table customers (id int primary key, name text not null);
 insert into customers select i, 'customer ' || i from generate_series(1, {CUSTOMERS}) as i;
 create table orders (id int primary key, customer int not null, total numeric(10, 2) not null);
