@@ -212,11 +212,21 @@ test ! -e "$config{ASIDE}"
     )
 
 
-def stop_server(data_dir: str, bin_dir: str, *, mode: str, seconds: int) -> str:
-    """Stop a PostgreSQL that its service manager left running (hazard H14)."""
+def stop_server(data_dir: str, bin_dir: str, *, mode: str, seconds: int, only_stopping: bool = False) -> str:
+    """Stop a PostgreSQL that its service manager left running (hazard H14).
+
+    :param only_stopping: refuse unless it has been told to stop before, as its ``postmaster.pid`` says (from 10 on).
+    """
+    told = """
+  if [ "$(sed -n '8s/ *$//p' "$data/postmaster.pid")" != stopping ]; then
+    echo "the server in $data was not told to stop" >&2; exit 45
+  fi"""
     return script(
-        f'if "$bin/pg_ctl" status -D "$data" >/dev/null 2>&1; then '
-        f'"$bin/pg_ctl" stop -D "$data" -m {quote(mode)} -w -t {seconds}; fi\n',
+        f"""
+if "$bin/pg_ctl" status -D "$data" >/dev/null 2>&1; then{told if only_stopping else ""}
+  "$bin/pg_ctl" stop -D "$data" -m {quote(mode)} -w -t {seconds}
+fi
+""",
         data=data_dir,
         bin=bin_dir,
     )
@@ -423,6 +433,32 @@ echo "$status" | section status
         patronictl=patronictl,
         config=config,
         scope=scope,
+    )
+
+
+def recover_crashed(data_dir: str, bin_dir: str, options: list[str], *, seconds: int) -> str:
+    """Have a server that was not shut down cleanly replay its own WAL to the end, as ``pg_rewind`` needs it.
+
+    ``pg_rewind`` does so itself from 13 on, but not for a standby ("standby mode is not supported by single-user
+    servers"), nor where the configuration lies elsewhere. The archive is shut, so that no WAL is recycled that
+    ``pg_rewind`` reads. What a ``pg_rewind`` or a copy has left half done is no crash, and is left as it is.
+    Source: "Notes" of pg_rewind; "Options for Single-User Mode" of postgres.
+
+    :param options: those with which the server was started.
+    """
+    words = " ".join(quote(option) for option in options)
+    return script(
+        f"""
+if [ ! -e "$data/backup_label" ]; then
+  rm -f -- "$data/standby.signal" "$data/recovery.signal" "$data/recovery.conf"
+  said=$(timeout -k 5 {seconds} "$bin/postgres" --single -D "$data" {words} \\
+    -c archive_mode=on -c archive_command=false template1 </dev/null 2>&1) || status=$?
+  printf '%s\\n' "$said" | tail -n 5
+  exit ${{status:-0}}
+fi
+""",
+        data=data_dir,
+        bin=bin_dir,
     )
 
 

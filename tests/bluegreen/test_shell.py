@@ -829,6 +829,51 @@ def test_a_server_is_stopped_only_where_one_runs(here: Path) -> None:
     assert Recorded(here).arguments == ["stop", "-D", "/data/p g", "-m", "fast", "-w", "-t", "60"]
 
 
+@pytest.mark.parametrize(("line", "stopped"), [("stopping", True), ("ready   ", False), ("standby ", False)])
+def test_only_a_server_that_was_told_to_stop_is_helped_to(here: Path, line: str, stopped: bool) -> None:
+    program(here / "bin", "pg_ctl", PG_CTL)
+    (here / "r.running").touch()
+    (here / "postmaster.pid").write_text(f"1\n{here}\n1700000000\n5432\n/tmp\n127.0.0.1\n  1  2\n{line}\n")
+    script = shell.stop_server(str(here), str(here / "bin"), mode="immediate", seconds=30, only_stopping=True)
+    result = run(script, cwd=here, env={"RECORD": str(here / "r")})
+    if stopped:
+        assert result.status == 0 and Recorded(here).arguments[:5] == ["stop", "-D", str(here), "-m", "immediate"]
+    else:
+        assert result.status == 45 and "was not told to stop" in result.error
+        assert not (here / "r.arguments").exists()
+
+
+# A server that crashed, before pg_rewind
+
+
+def crashed(here: Path, *, status: int = 0) -> Result:
+    program(here / "bin", "postgres", f'printf "%s\\n" "$@" > "$RECORD.arguments"; echo said; exit {status}')
+    for signal in ("standby.signal", "recovery.signal", "recovery.conf"):
+        (here / signal).touch()
+    script = shell.recover_crashed(str(here), str(here / "bin"), ["--port=5432", "--cluster_name=it's $(x)"], seconds=9)
+    return run(script, cwd=here, env={"RECORD": str(here / "r")})
+
+
+def test_a_crashed_server_recovers_alone_with_its_archive_shut(here: Path) -> None:
+    assert crashed(here).status == 0
+    assert not [path for path in here.iterdir() if path.name.startswith(("standby", "recovery"))]
+    assert (here / "r.arguments").read_text().splitlines() == [
+        *("--single", "-D", str(here), "--port=5432", "--cluster_name=it's $(x)"),
+        *("-c", "archive_mode=on", "-c", "archive_command=false", "template1"),
+    ]
+
+
+def test_a_recovery_that_fails_says_so(here: Path) -> None:
+    result = crashed(here, status=3)
+    assert result.status == 3 and "said" in result.output
+
+
+def test_what_a_rewind_left_is_no_crash(here: Path) -> None:
+    (here / "backup_label").touch()
+    assert crashed(here).status == 0
+    assert (here / "standby.signal").exists() and not (here / "r.arguments").exists()
+
+
 def test_the_scripts_are_posix_shell(here: Path) -> None:
     checker = shutil.which("dash") or "/bin/sh"
     scripts = [
@@ -840,6 +885,8 @@ def test_the_scripts_are_posix_shell(here: Path) -> None:
         shell.release_aside("/x", "y"),
         shell.release_aside("/x", None),
         shell.reload_server("/x", "/y"),
+        shell.stop_server("/x", "/y", mode="immediate", seconds=1, only_stopping=True),
+        shell.recover_crashed("/x", "/y", ["--a b"], seconds=1),
     ]
     for script in scripts:
         done = subprocess.run([checker, "-n"], input=script.encode(), capture_output=True, check=False)

@@ -257,6 +257,13 @@ class Scene:
         self.lab.kill_postgres(name)
         wait_for(f"{name} is down", lambda: self.lab.postmaster(name) is None)
 
+    def spoil_shutdowns(self) -> tuple[str, str]:
+        """The third crashes, and the checkpoint of the leader's shutdown will not end, as on a slow disk."""
+        self.kill(self.third)
+        pid = self.lab.value(self.leader, "select pid from pg_stat_activity where backend_type = 'checkpointer'")
+        self.lab.ssh(self.leader, f"kill -STOP {pid}").check_returncode()
+        return self.leader, self.third
+
     def wait_failover(self, old: str, seconds: float = 90) -> str:
         """Wait until another member leads and takes writes."""
 

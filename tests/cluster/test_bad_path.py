@@ -52,3 +52,17 @@ def test_a_second_run_goes_on_where_patroni_was_started_on_the_new_leader(scene:
     scene.rollback()
 
     verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+
+
+def test_members_that_are_not_shut_down_cleanly_are_rewound(scene: Scene) -> None:
+    lab = scene.lab
+    scene.checkpoint()
+    scene.deploy_badly()
+    others = scene.spoil_shutdowns()
+
+    report = scene.rollback()
+
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+    assert {name: report["members"][name].get("rejoined_by") for name in others} == dict.fromkeys(others, "rewind")
+    for name in others:
+        assert any(f"{name} was not shut down cleanly" in warning for warning in report["warnings"]), report["warnings"]

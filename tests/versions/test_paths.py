@@ -54,6 +54,18 @@ def test_a_rollback_brings_the_old_rows_back_on_every_member(scene: Scene, rejoi
     assert now.strip().splitlines()[-1] == report["branch_line"]
 
 
+def test_members_that_are_not_shut_down_cleanly_are_rewound(scene: Scene) -> None:
+    lab = scene.lab
+    scene.checkpoint()
+    scene.deploy_badly()
+    others = scene.spoil_shutdowns()
+
+    report = scene.rollback(rejoin="rewind")
+
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+    assert {name: report["members"][name].get("rejoined_by") for name in others} == dict.fromkeys(others, "rewind")
+
+
 def test_a_held_standby_that_was_restarted_is_rolled_back_to_or_called_lost(scene: Scene) -> None:
     """A delay survives a restart of PostgreSQL; a pause, before 12, does not (hazard H1)."""
     lab = scene.lab

@@ -14,6 +14,8 @@ from bluegreen.hooks.patroni import PatroniHook
 from bluegreen.hooks.waiting import wait_until
 
 STOP_SECONDS = 90
+FAST_SECONDS = 30
+IMMEDIATE_SECONDS = 30
 DOWN_STATES = frozenset({"shut down", "shut down in recovery"})
 
 
@@ -78,14 +80,24 @@ def check_down(patroni: PatroniHook, node: NodeHook, state: NodeState, address: 
 
 
 def stop_member(
-    patroni: PatroniHook, node: NodeHook, address: MemberAddress, state: NodeState | None = None
+    patroni: PatroniHook,
+    node: NodeHook,
+    address: MemberAddress,
+    state: NodeState | None = None,
+    *,
+    discarded: bool = True,
 ) -> DataDirectory:
     """Stop Patroni and PostgreSQL on a node, for good: through a reboot, until its own rejoin (H13, H14).
 
     The configuration is moved aside first: a running Patroni does not need it, and nobody can start
     another one meanwhile.
 
+    A fast shutdown ends with a checkpoint, which takes minutes where much of a large cache is dirty, and nobody
+    serves meanwhile. So a member whose data is discarded gets an immediate one where the fast one does not end:
+    no durable commit is lost by it ("Shutting Down the Server"), and its recovery runs when it rejoins.
+
     :param state: the node's configuration, where it was read just now.
+    :param discarded: its data is set back to the new leader's afterwards; not so the held member's.
     :return: what is in its data directory, now that nothing runs there.
     :raises FailedForNowError: when it did not stop.
     """
@@ -98,21 +110,57 @@ def stop_member(
             node.service("stop", timeout_seconds=STOP_SECONDS)
         except OutcomeUnknownError as error:
             node.log.warning("%s. Looking at what runs", error)
-        # Before its server is touched: a living Patroni would start that again, or lead.
-        wait_until(lambda: check_patroni_down(patroni, node, address), seconds=20)
+        _wait_without_patroni(patroni, node, address, state, discarded=discarded)
     found = node.data_directory(state.config)
     if found.server_processes:
         # Maintenance mode, or KillMode=process and a slow shutdown.
-        node.done(
-            shell.stop_server(state.config.data_dir, found.bin_dir, mode="fast", seconds=60),
-            "stopping PostgreSQL, which its service left running",
-            timeout_seconds=STOP_SECONDS,
-        )
+        _stop_server(node, state, found, discarded=discarded)
     if found.server_processes or listens(address.host, address.port):
         found = wait_until(lambda: check_down(patroni, node, state, address), seconds=20)
     if (left_as := cluster_state(found)) not in DOWN_STATES:
         node.log.warning("%s: was not shut down cleanly (%s); nothing runs there", node.where, left_as)
     return found
+
+
+def _wait_without_patroni(
+    patroni: PatroniHook, node: NodeHook, address: MemberAddress, state: NodeState, *, discarded: bool
+) -> None:
+    """Wait until its Patroni is gone, before its server is touched: a living one would start that again, or lead."""
+
+    def gone() -> None:
+        check_patroni_down(patroni, node, address)
+
+    try:
+        wait_until(gone, seconds=20)
+    except FailedForNowError:
+        if not discarded:
+            raise
+        # One that waits for its server's shutdown can be helped, and leads no more; any other is left alone.
+        found = node.data_directory(state.config)
+        script = shell.stop_server(
+            state.config.data_dir, found.bin_dir, mode="immediate", seconds=IMMEDIATE_SECONDS, only_stopping=True
+        )
+        if node.run(script, timeout_seconds=IMMEDIATE_SECONDS + 10).status:
+            raise
+        node.log.warning("%s: Patroni waited for its server's fast shutdown; it was shut down at once", node.where)
+        wait_until(gone, seconds=20)
+
+
+def _stop_server(node: NodeHook, state: NodeState, found: DataDirectory, *, discarded: bool) -> None:
+    def stop(mode: str, seconds: int) -> None:
+        node.done(
+            shell.stop_server(state.config.data_dir, found.bin_dir, mode=mode, seconds=seconds),
+            f"stopping PostgreSQL, which its service left running ({mode} shutdown)",
+            timeout_seconds=seconds + 10,
+        )
+
+    try:
+        stop("fast", FAST_SECONDS)
+    except (FailedForNowError, OutcomeUnknownError) as error:
+        if not discarded:
+            raise
+        node.log.warning("%s. Its data is discarded: shutting it down at once", error)
+        stop("immediate", IMMEDIATE_SECONDS)
 
 
 def cluster_state(found: DataDirectory) -> str:

@@ -13,9 +13,10 @@ from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.leadership import Leader, look_at_leader, prove_history, prove_write, start_patroni
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.hooks.proof import prove_identity
-from bluegreen.hooks.stopping import check_down, stop_member
+from bluegreen.hooks.stopping import DOWN_STATES, check_down, cluster_state, stop_member
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
+from bluegreen.recovery.standalone import start_options
 from bluegreen.recovery.versions import ServerVersion
 from bluegreen.topology import Topology
 
@@ -106,6 +107,8 @@ class RejoinMemberOperator(BluegreenOperator):
         self, node: NodeHook, state: NodeState, checkpoint: Checkpoint, found: DataDirectory, leader: Leader
     ) -> None:
         prove_identity(found, checkpoint, node.where)
+        if cluster_state(found) not in DOWN_STATES:
+            self._recover_crashed(node, state, found)
         address = checkpoint.members[leader.name]
         source = f"host={address.host} port={address.port} dbname=postgres connect_timeout=5 application_name=bluegreen"
         result = node.done(
@@ -120,6 +123,17 @@ class RejoinMemberOperator(BluegreenOperator):
             timeout_seconds=REWIND_SECONDS + 10,
         )
         self.log.info("%s: %s", self.member, " ".join(result.output.split())[-300:])
+
+    def _recover_crashed(self, node: NodeHook, state: NodeState, found: DataDirectory) -> None:
+        try:
+            options = start_options(found.file("postmaster.opts"))
+        except RefusedError as error:
+            raise FailedForNowError(f"{node.where}: it crashed, and {error}") from None
+        node.done(
+            shell.recover_crashed(state.config.data_dir, found.bin_dir, options, seconds=REWIND_SECONDS),
+            "recovering the server from its crash, before pg_rewind",
+            timeout_seconds=REWIND_SECONDS + 10,
+        )
 
     def _add_version_files(self, hook: ClusterHook, survey: Survey, leader: Leader) -> None:
         here = self.member

@@ -12,7 +12,7 @@ from bluegreen.checkpoint import MemberAddress, Phase
 from bluegreen.exceptions import RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.node import NodeHook
-from bluegreen.hooks.stopping import cluster_state, stop_member
+from bluegreen.hooks.stopping import DOWN_STATES, cluster_state, stop_member
 from bluegreen.operators.base import BluegreenOperator, require_lock
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class StopMembersOperator(BluegreenOperator):
         )
 
     :param members: name to ``host``, ``port``, ``api_url`` and ``ssh_host`` (templated); an empty mapping does nothing.
-    :param beside: members that are stopped meanwhile, at any moment (templated).
+    :param beside: members that are stopped meanwhile, at any moment, and whose data is kept (templated).
     :param last: members that are stopped when all of ``members`` are down, as the leader must be: while another
         replica runs, that one would be promoted in its place (hazard H5) (templated).
     :raises RefusedError: when this run does not hold the lock, or the journal does not say that a rollback has begun.
@@ -82,7 +82,8 @@ class StopMembersOperator(BluegreenOperator):
         require_lock(hook, context, survey)
 
         def stop(node: NodeHook) -> dict[str, object]:
-            found = stop_member(hook.patroni, node, addresses[node.member], states[node.member])
+            name = node.member
+            found = stop_member(hook.patroni, node, addresses[name], states[name], discarded=name not in beside)
             return {"state": cluster_state(found)}
 
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -92,7 +93,13 @@ class StopMembersOperator(BluegreenOperator):
             stopped |= meanwhile.result()
         for name, found in sorted(stopped.items()):
             self.log.info("%s is down: %s", name, found["state"])
-        return {"stopped": stopped}
+        warnings = [
+            f"{name} was not shut down cleanly (pg_controldata: {found['state']}): it had crashed, or its fast "
+            "shutdown took too long. It replays its own WAL once more when it is started or rewound"
+            for name, found in sorted(stopped.items())
+            if found["state"] not in DOWN_STATES
+        ]
+        return {"stopped": stopped, "warnings": warnings}
 
 
 def _mapping(value: object) -> dict[str, MemberAddress]:
