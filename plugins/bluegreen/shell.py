@@ -20,6 +20,8 @@ LOG = ".bluegreen-log"
 ORIGINAL = ".bluegreen-original"
 RUNBOOK = ".bluegreen-runbook"
 SAVED = ".bluegreen-saved"
+REWOUND = ".bluegreen-rewound"
+"""In a data directory: ``pg_rewind`` has ended, and no server has been started since."""
 HOLD_FILE = "zz_bluegreen.yml"
 """The hold's file where Patroni's configuration is a folder: its name sorts last."""
 
@@ -106,7 +108,9 @@ if [ -d "$data" ]; then
   for file in PG_VERSION postmaster.opts postmaster.pid postgresql.auto.conf recovery.conf patroni.dynamic.json; do
     if [ -f "$data/$file" ]; then section "file:$file" < "$data/$file"; fi
   done
-  for file in standby.signal recovery.signal; do if [ -e "$data/$file" ]; then echo yes | section "$file"; fi; done
+  for file in standby.signal recovery.signal backup_label "$rewound"; do
+    if [ -e "$data/$file" ]; then echo yes | section "$file"; fi
+  done
   "$bin/pg_controldata" "$data" 2>/dev/null | section controldata || true
   wal="$data/pg_wal"; [ -d "$wal" ] || wal="$data/pg_xlog"
   if [ -L "$wal" ]; then readlink -f -- "$wal" | section wal_link; fi
@@ -121,6 +125,7 @@ fi
 """,
         data=data_dir,
         bin=bin_dir,
+        rewound=REWOUND,
     )
 
 
@@ -439,9 +444,10 @@ echo "$status" | section status
 def recover_crashed(data_dir: str, bin_dir: str, options: list[str], *, seconds: int) -> str:
     """Have a server that was not shut down cleanly replay its own WAL to the end, as ``pg_rewind`` needs it.
 
-    ``pg_rewind`` does so itself from 13 on, but not for a standby ("standby mode is not supported by single-user
-    servers"), nor where the configuration lies elsewhere. The archive is shut, so that no WAL is recycled that
-    ``pg_rewind`` reads. What a ``pg_rewind`` or a copy has left half done is no crash, and is left as it is.
+    The recovery ends with a checkpoint in its WAL, so it is only for a data directory on a timeline that the leader
+    has left: on the leader's own the two would differ and nobody would tell. ``pg_rewind`` recovers its target itself
+    from 13 on, but on any timeline, not a standby ("standby mode is not supported by single-user servers"), and not
+    where the configuration lies elsewhere. The archive is shut, so that no WAL is recycled that ``pg_rewind`` reads.
     Source: "Notes" of pg_rewind; "Options for Single-User Mode" of postgres.
 
     :param options: those with which the server was started.
@@ -449,28 +455,35 @@ def recover_crashed(data_dir: str, bin_dir: str, options: list[str], *, seconds:
     words = " ".join(quote(option) for option in options)
     return script(
         f"""
-if [ ! -e "$data/backup_label" ]; then
-  rm -f -- "$data/standby.signal" "$data/recovery.signal" "$data/recovery.conf"
-  said=$(timeout -k 5 {seconds} "$bin/postgres" --single -D "$data" {words} \\
-    -c archive_mode=on -c archive_command=false template1 </dev/null 2>&1) || status=$?
-  printf '%s\\n' "$said" | tail -n 5
-  exit ${{status:-0}}
-fi
+if [ -e "$data/backup_label" ]; then echo "no server was started in $data since it was copied" >&2; exit 46; fi
+rm -f -- "$data/standby.signal" "$data/recovery.signal" "$data/recovery.conf"
+said=$(timeout -k 5 {seconds} "$bin/postgres" --single -D "$data" {words} \\
+  -c archive_mode=on -c archive_command=false template1 </dev/null 2>&1) || status=$?
+printf '%s\\n' "$said" | tail -n 5
+exit ${{status:-0}}
 """,
         data=data_dir,
         bin=bin_dir,
     )
 
 
-def rewind(data_dir: str, bin_dir: str, *, source: str, login: Mapping[str, str], seconds: int) -> str:
-    """Rewind a stopped member to the new leader; the password stays out of the command line.
+def rewind(
+    data_dir: str, bin_dir: str, *, source: str, login: Mapping[str, str], seconds: int, recovers_first: bool
+) -> str:
+    """Rewind a member that was shut down cleanly to the new leader; the password stays out of the command line.
 
     :param source: libpq connection string without secrets.
     :param login: libpq's environment variables.
+    :param recovers_first: it is a version that recovers its target unless it is told not to.
     """
     exports = "".join(f"{name}={quote(value)}; export {name}\n" for name, value in login.items())
+    option = "--no-ensure-shutdown " if recovers_first else ""
     return script(
-        exports + f'timeout -k 5 {seconds} "$bin/pg_rewind" --target-pgdata="$data" --source-server="$source" 2>&1\n',
+        exports
+        + f"""
+timeout -k 5 {seconds} "$bin/pg_rewind" {option}--target-pgdata="$data" --source-server="$source" 2>&1
+: > "$data/{REWOUND}"; sync -- "$data/{REWOUND}" "$data"
+""",
         data=data_dir,
         bin=bin_dir,
         source=source,

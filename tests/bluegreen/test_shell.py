@@ -723,7 +723,7 @@ def test_a_program_that_fails_makes_its_script_fail(here: Path) -> None:
     for script in (
         shell.psql(binaries, "/s", "1", "u", "select 1"),
         shell.waldump(binaries, "pg_waldump", "/w", timeline=1, start="0/1", end="0/2"),
-        shell.rewind("/d", binaries, source="host=x", login={}, seconds=5),
+        shell.rewind(str(here), binaries, source="host=x", login={}, seconds=5, recovers_first=True),
         shell.remove_cluster(f"{binaries}/patronictl", "/c", "orders"),
         shell.list_cluster(f"{binaries}/patronictl", "/c", "orders"),
     ):
@@ -734,17 +734,30 @@ def test_the_password_of_a_rewind_is_in_no_command_line(here: Path) -> None:
     program(here / "bin", "pg_rewind", RECORD)
     secret = "hunter2'; touch executed; '$(touch executed)"
     login = {"PGUSER": "rewind user", "PGPASSWORD": secret, "PGSSLMODE": "require"}
-    script = shell.rewind("/data/p g", str(here / "bin"), source="host=10.0.0.2 port=5432", login=login, seconds=9)
+    data = here / "p g"
+    data.mkdir()
+    source = "host=10.0.0.2 port=5432"
+    script = shell.rewind(str(data), str(here / "bin"), source=source, login=login, seconds=9, recovers_first=False)
     ok(script, cwd=here, env={"RECORD": str(here / "r")})
     called = Recorded(here)
-    assert called.arguments == ["--target-pgdata=/data/p g", "--source-server=host=10.0.0.2 port=5432"]
+    assert called.arguments == [f"--target-pgdata={data}", f"--source-server={source}"]
     assert {name: called.environment[name] for name in login} == login
     assert not list(here.rglob("executed"))
 
 
 def test_a_rewind_that_does_not_end_is_ended(here: Path) -> None:
     program(here / "bin", "pg_rewind", "exec sleep 60\n")
-    assert run(shell.rewind("/d", str(here / "bin"), source="", login={}, seconds=1), cwd=here).status == 124
+    script = shell.rewind(str(here), str(here / "bin"), source="", login={}, seconds=1, recovers_first=True)
+    assert run(script, cwd=here).status == 124
+    assert not (here / shell.REWOUND).exists()
+
+
+def test_a_rewind_recovers_nothing_itself_and_notes_its_end(here: Path) -> None:
+    program(here / "bin", "pg_rewind", RECORD)
+    script = shell.rewind(str(here), str(here / "bin"), source="host=x", login={}, seconds=9, recovers_first=True)
+    ok(script, cwd=here, env={"RECORD": str(here / "r")})
+    assert Recorded(here).arguments[0] == "--no-ensure-shutdown"
+    assert (here / shell.REWOUND).exists()
 
 
 @pytest.mark.parametrize("scope", ["orders", "$(touch executed)", "`touch executed`", "a b", "it's $HOME \\"])
@@ -870,7 +883,7 @@ def test_a_recovery_that_fails_says_so(here: Path) -> None:
 
 def test_what_a_rewind_left_is_no_crash(here: Path) -> None:
     (here / "backup_label").touch()
-    assert crashed(here).status == 0
+    assert crashed(here).status == 46
     assert (here / "standby.signal").exists() and not (here / "r.arguments").exists()
 
 

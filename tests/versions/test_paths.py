@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from lab.cluster import Lab
-from tests.cluster.scene import GOOD_MIGRATION, Scene, wait_for
+from lab.standalone import read_environment
+from ruamel.yaml import YAML
+from tests.cluster.scene import GOOD_MIGRATION, Scene, changed, wait_for
 from tests.cluster.verdict import contents, history_files
 from tests.versions.verdict import verdict
 
@@ -62,6 +66,25 @@ def test_members_that_are_not_shut_down_cleanly_are_rewound(scene: Scene) -> Non
 
     report = scene.rollback(rejoin="rewind")
 
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+    assert {name: report["members"][name].get("rejoined_by") for name in others} == dict.fromkeys(others, "rewind")
+
+
+def test_a_member_that_was_rewound_and_not_started_is_not_rewound_again(scene: Scene, run_folder: Path) -> None:
+    """A second rewind would end the first one's recovery with a checkpoint that the leader's WAL does not have."""
+    lab = scene.lab
+    scene.checkpoint()
+    scene.deploy_badly()
+    registry = Path(read_environment(run_folder)["BLUEGREEN_CLUSTERS"])
+    node = YAML().load(registry)["clusters"][lab.name]["node"]
+    once = f"test {{member}} != {scene.held} && mkdir {node['patroni_config']}.tried && exit 1; "
+
+    with changed(registry, lab.name, node={"start": once + node["start"]}):
+        report = scene.rollback(rejoin="rewind")
+
+    others = sorted(set(lab.names) - {scene.held})
+    for name in others:
+        lab.nodes[name].patroni_config.with_name("patroni.yml.tried").rmdir()
     verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
     assert {name: report["members"][name].get("rejoined_by") for name in others} == dict.fromkeys(others, "rewind")
 

@@ -30,6 +30,7 @@ from bluegreen.recovery.node_config import NodeConfig, parse_node_config
 CONNECT_TIMEOUT_SECONDS = 5
 OUTPUT_LIMIT_BYTES = 8 * 1024 * 1024
 QUIET_SECONDS = 1.0
+CONTROL_TIMELINES = (("Latest checkpoint", "TimeLineID"), ("Min recovery ending loc", "timeline"))
 _SHOWN = 600
 _CONNECTING = threading.Lock()
 
@@ -149,7 +150,7 @@ class DataDirectory:
         return self.raw.get("file:" + name, "")
 
     def has(self, name: str) -> bool:
-        """Whether a signal file exists."""
+        """Whether a signal file, or another that the probe looks for, exists."""
         return name in self.raw
 
     def control(self, label: str) -> str:
@@ -162,6 +163,17 @@ class DataDirectory:
             if colon and name.strip() == label:
                 return value.strip()
         raise FailedForNowError(f"pg_controldata gave no line {label!r}; expected one from this data directory")
+
+    @property
+    def timeline(self) -> int:
+        """The timeline that a stopped server has come to.
+
+        :raises FailedForNowError: when ``pg_controldata`` does not say.
+        """
+        texts = [self.control(f"{label}'s {what}") for label, what in CONTROL_TIMELINES]
+        if not all(text.isascii() and text.isdigit() and len(text) < 11 for text in texts):
+            raise FailedForNowError(f"found {', '.join(texts)[:80]!r} as timelines in pg_controldata, expected numbers")
+        return max(int(text) for text in texts)
 
     def disk(self, which: str) -> tuple[str, int, int]:
         """Return device, size and free space in bytes of ``data`` or ``wal``.

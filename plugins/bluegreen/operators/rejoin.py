@@ -82,19 +82,18 @@ class RejoinMemberOperator(BluegreenOperator):
             raise RefusedError(f"{node.where}: cannot be rewound: {reason}. Use rejoin = reclone")
         if how != "reclone" and not reason:
             try:
-                self._rewind(node, state, checkpoint, found, leader)
-                if ServerVersion(checkpoint.server_version_num).rewind_skips_version_files:
-                    self._add_version_files(hook, survey, leader)
-                node.done(shell.bring_back(node.config_path), "bringing Patroni's configuration back")
-                start_patroni(node)
-                back = self._back(hook, checkpoint, survey, "rewind", seconds=STREAMING_SECONDS)
-                return {**back, "rejoined_because": why_rewind(found) if how == "auto" else ASKED_FOR}
+                self._rewind(hook, survey, checkpoint, found, leader)
             except (FailedForNowError, OutcomeUnknownError) as error:
-                if how == "rewind":
-                    raise
-                reason = f"rewinding did not bring it back ({error})"
-                self.log.warning("%s: %s. Cloning it afresh", self.member, reason)
-                stop_member(hook.patroni, node, address)
+                reason = self._no_rewind(error)
+            else:
+                # Where only the start fails nothing is wrong with the data.
+                self._start(node)
+                try:
+                    back = self._back(hook, checkpoint, survey, "rewind", seconds=STREAMING_SECONDS)
+                    return {**back, "rejoined_because": why_rewind(found) if how == "auto" else ASKED_FOR}
+                except (FailedForNowError, OutcomeUnknownError) as error:
+                    reason = self._no_rewind(error)
+            stop_member(hook.patroni, node, address)
         warnings = self._reclone(hook, survey, checkpoint)
         back = self._back(hook, checkpoint, survey, "reclone", seconds=CLONE_SECONDS)
         because = reason if how == "auto" and reason else ASKED_FOR
@@ -103,26 +102,52 @@ class RejoinMemberOperator(BluegreenOperator):
     def _leader(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> Leader:
         return wait_until(lambda: look_at_leader(hook, survey, checkpoint), seconds=30)
 
+    def _no_rewind(self, error: BluegreenError) -> str:
+        if self.how == "rewind":
+            raise error
+        self.log.warning("%s: rewinding did not bring it back: %s. Cloning it afresh", self.member, error)
+        return f"rewinding did not bring it back ({error})"
+
+    def _start(self, node: NodeHook) -> None:
+        node.done(shell.bring_back(node.config_path), "bringing Patroni's configuration back")
+        start_patroni(node)
+
     def _rewind(
-        self, node: NodeHook, state: NodeState, checkpoint: Checkpoint, found: DataDirectory, leader: Leader
+        self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, found: DataDirectory, leader: Leader
     ) -> None:
+        """Have the member's data continue the leader's line; an earlier try may have done so already."""
+        node, state = hook.nodes[self.member], survey.states[self.member]
+        version = ServerVersion(checkpoint.server_version_num)
         prove_identity(found, checkpoint, node.where)
-        if cluster_state(found) not in DOWN_STATES:
-            self._recover_crashed(node, state, found)
-        address = checkpoint.members[leader.name]
-        source = f"host={address.host} port={address.port} dbname=postgres connect_timeout=5 application_name=bluegreen"
-        result = node.done(
-            shell.rewind(
-                state.config.data_dir,
-                found.bin_dir,
-                source=source,
-                login=state.config.rewind_login(),
-                seconds=REWIND_SECONDS,
-            ),
-            "pg_rewind",
-            timeout_seconds=REWIND_SECONDS + 10,
-        )
-        self.log.info("%s: %s", self.member, " ".join(result.output.split())[-300:])
+        if found.has("backup_label"):
+            if not found.has(shell.REWOUND):
+                raise FailedForNowError(
+                    f"{node.where}: found a backup_label, expected none: a copy or a rewind has not ended, and cannot "
+                    "be rewound. Use rejoin = reclone"
+                )
+            self.log.info("%s was rewound before, and not started since", self.member)
+        elif found.timeline == leader.timeline:
+            self.log.info("%s is on the leader's timeline %s already", self.member, leader.timeline)
+        else:
+            if cluster_state(found) not in DOWN_STATES:
+                self._recover_crashed(node, state, found)
+            address = checkpoint.members[leader.name]
+            result = node.done(
+                shell.rewind(
+                    state.config.data_dir,
+                    found.bin_dir,
+                    source=f"host={address.host} port={address.port} dbname=postgres connect_timeout=5 "
+                    "application_name=bluegreen",
+                    login=state.config.rewind_login(),
+                    seconds=REWIND_SECONDS,
+                    recovers_first=version.rewind_recovers_first,
+                ),
+                "pg_rewind",
+                timeout_seconds=REWIND_SECONDS + 10,
+            )
+            self.log.info("%s: %s", self.member, " ".join(result.output.split())[-300:])
+        if version.rewind_skips_version_files:
+            self._add_version_files(hook, survey, leader)
 
     def _recover_crashed(self, node: NodeHook, state: NodeState, found: DataDirectory) -> None:
         try:
@@ -169,8 +194,7 @@ class RejoinMemberOperator(BluegreenOperator):
             "emptying the data directory",
             timeout_seconds=1800,
         )
-        node.done(shell.bring_back(node.config_path), "bringing Patroni's configuration back")
-        start_patroni(node)
+        self._start(node)
         return warnings
 
     def _back(
@@ -191,6 +215,9 @@ class RejoinMemberOperator(BluegreenOperator):
         timeline = wait_until(streams, seconds=seconds, every_seconds=0.2)
         found = wait_until(lambda: prove_history(node, state, checkpoint, timeline), seconds=20)
         prove_identity(found, checkpoint, node.where)
+        if found.has(shell.REWOUND):
+            path = f"{state.config.data_dir}/{shell.REWOUND}"
+            node.done(shell.remove_files(path), "removing the note that pg_rewind has ended")
         self.log.info("%s is back: %s", self.member, by)
         return {"member": self.member, "rejoined_by": by}
 

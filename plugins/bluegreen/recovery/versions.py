@@ -79,6 +79,11 @@ class ServerVersion:
         return self.num < 110000
 
     @property
+    def rewind_recovers_first(self) -> bool:
+        """From 13 on ``pg_rewind`` runs crash recovery on its target, unless it is told not to."""
+        return self.num >= 130000
+
+    @property
     def rewind_skips_version_files(self) -> bool:
         """Before 14 ``pg_rewind`` copies no file of the name PG_VERSION, not even one that its target lacks.
 

@@ -478,6 +478,18 @@ def test_a_line_that_pg_controldata_did_not_give_fails(raw: dict[str, str]) -> N
             DataDirectory(raw).control(label)
 
 
+@pytest.mark.parametrize(("latest", "minimum", "timeline"), [("3", "0", 3), ("3", "4", 4), ("5", "4", 5)])
+def test_the_timeline_is_the_one_that_replay_has_come_to(latest: str, minimum: str, timeline: int) -> None:
+    lines = f"Latest checkpoint's TimeLineID:       {latest}\nMin recovery ending loc's timeline:   {minimum}\n"
+    assert DataDirectory({"controldata": lines}).timeline == timeline
+
+
+def test_a_timeline_that_is_none_fails_for_now() -> None:
+    lines = "Latest checkpoint's TimeLineID: 3\nMin recovery ending loc's timeline: $(id)\n"
+    with pytest.raises(FailedForNowError, match="expected numbers"):
+        assert DataDirectory({"controldata": lines}).timeline
+
+
 @pytest.mark.parametrize("line", ["", "df: /data: No such file", "/dev/sda1 - - - - /data", "/dev/sda1 100 50"])
 def test_a_disk_without_figures_is_not_an_empty_one(line: str) -> None:
     with pytest.raises(FailedForNowError, match="no figures"):

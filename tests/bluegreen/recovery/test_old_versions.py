@@ -210,6 +210,7 @@ def test_the_pause_may_be_granted(version: ServerVersion) -> None:
 
 def test_what_rewind_needs() -> None:
     assert [version.rewind_needs_superuser for version in (V96, V10, V11, V12)] == [True, True, False, False]
+    assert not any(version.rewind_recovers_first for version in (V96, V10, V11, V12))
 
 
 def test_95_is_refused() -> None:

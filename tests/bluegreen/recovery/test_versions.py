@@ -20,6 +20,7 @@ def _since(name: str) -> list[int]:
         ("has_archive_library", [150018, 160014, 170010, 180001]),
         ("rewind_needs_superuser", [90624, 100023]),
         ("rewind_skips_version_files", [90624, 100023, 110022, 120022, 130023]),
+        ("rewind_recovers_first", [130023, 140020, 150018, 160014, 170010, 180001]),
     ],
 )
 def test_what_differs_by_version(name: str, expected: list[int]) -> None:
