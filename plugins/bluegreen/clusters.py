@@ -40,6 +40,7 @@ from bluegreen.exceptions import RefusedError, RegistryError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 MAX_EXPIRES_AFTER_SECONDS = 20 * 86400
+MAX_REWIND_TIMEOUT_SECONDS = 6 * 3600
 """The apply delay that holds a standby ends after 20 days; a checkpoint must not outlive it."""
 
 _CLUSTER_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,63}")
@@ -93,6 +94,12 @@ def _expiry(value: object) -> int:
     if (seconds := _positive_duration(value)) <= MAX_EXPIRES_AFTER_SECONDS:
         return seconds
     raise _expected("at most 20d, because the hold itself ends then")
+
+
+def _rewind_timeout(value: object) -> int:
+    if (seconds := _positive_duration(value)) <= MAX_REWIND_TIMEOUT_SECONDS:
+        return seconds
+    raise _expected("at most 6h, because the task that rewinds is ended some time")
 
 
 def _seconds(value: object) -> float:
@@ -275,6 +282,9 @@ class Cluster(_Model):
         default=3600, validation_alias="ask_timeout"
     )
     ask_default: Literal["rollback", "resume"] = "rollback"
+    rewind_timeout_seconds: Annotated[int, BeforeValidator(_rewind_timeout)] = Field(
+        default=3600, validation_alias="rewind_timeout"
+    )
     adhoc: bool = False
     airflow_database: bool = False
     deployments: dict[Annotated[str, AfterValidator(_line)], Deployment] = Field(default_factory=dict)

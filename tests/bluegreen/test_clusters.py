@@ -64,6 +64,7 @@ def test_the_defaults() -> None:
     assert cluster.limits.slot_wal_bytes == 10 * 1024**3
     assert cluster.limits.replay_age_seconds == 86400
     assert (cluster.expires_after_seconds, cluster.ask_timeout_seconds) == (86400, 3600)
+    assert cluster.rewind_timeout_seconds == 3600
     assert (cluster.auto_release, cluster.ask_default, cluster.adhoc) == (True, "rollback", False)
     assert cluster.node.start == "sudo systemctl start patroni"
 
@@ -104,6 +105,8 @@ def test_a_checkpoint_may_not_outlive_its_hold() -> None:
     )
     assert "longer than 0" in _mistake("expires_after: 0")
     assert "longer than 0" in _mistake("ask_timeout: 0s")
+    assert "longer than 0" in _mistake("rewind_timeout: 0")
+    assert "at most 6h" in _mistake("rewind_timeout: 7h")
 
 
 def test_lag_seconds_may_have_a_fraction() -> None:
@@ -312,7 +315,7 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-_KEYS = st.sampled_from([*Cluster.model_fields, "expires_after", "ask_timeout", "other"])
+_KEYS = st.sampled_from([*Cluster.model_fields, "expires_after", "ask_timeout", "rewind_timeout", "other"])
 
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=6))

@@ -240,6 +240,8 @@ def _cases() -> Iterator[Case]:
     fails = damage.program("pg_rewind", "fails")
     called = "pg_rewind_fails_where_asked_for"
     yield Case(rollback, "rejoin", "before", fails, "third", called=called, conf={"rejoin": "rewind"})
+    hangs = damage.program("pg_rewind", "hangs")
+    yield Case(rollback, "rejoin", "before", hangs, "third", prepare=(damage.short_rewind,))
     fails = damage.program("pg_basebackup", "fails")
     yield Case(rollback, "rejoin", "before", fails, "third", conf={"rejoin": "reclone"}, mend_after=20)
 

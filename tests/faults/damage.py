@@ -17,7 +17,7 @@ import pytest
 from lab.cluster import Lab
 from lab.lifecycle import etcd_answers
 from lab.standalone import Airflow
-from tests.cluster.scene import Scene, of_root, wait_for
+from tests.cluster.scene import Scene, changed, of_root, wait_for
 from tests.faults.breakpoints import Breakpoints
 
 Mend = Callable[[], None]
@@ -344,6 +344,15 @@ def second_rollback(place: Place) -> Mend:
     assert (state, report.get("result")) == ("failed", "refused"), f"the second rollback: {state}, {report}"
     assert "locked by rollback" in report["message"], report["message"]
     return nothing
+
+
+def short_rewind(place: Place) -> Mend:
+    """The registry gives a rewind 20 s."""
+    assert place.standalone
+    registry = Path(place.standalone.environment["BLUEGREEN_CLUSTERS"])
+    stack = contextlib.ExitStack()
+    stack.enter_context(changed(registry, place.lab.name, rewind_timeout="20s"))
+    return stack.close
 
 
 def small_disk(place: Place) -> Mend:

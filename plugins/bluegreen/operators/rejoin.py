@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
+from bluegreen.clusters import MAX_REWIND_TIMEOUT_SECONDS
 from bluegreen.exceptions import BluegreenError, FailedForNowError, OutcomeUnknownError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.leadership import Leader, look_at_leader, prove_history, prove_write, start_patroni
@@ -27,9 +28,9 @@ ASKED_FOR = "asked for"
 ALREADY_BACK = "already back"
 HOWS = ("auto", "rewind", "reclone")
 STREAMING_SECONDS = 60
-REWIND_SECONDS = 1800
 CLONE_SECONDS = 6 * 3600
-REJOIN_TIMEOUT = timedelta(seconds=CLONE_SECONDS + 3600)
+# Recovery from a crash, rewind, clone, each as long as it may be.
+REJOIN_TIMEOUT = timedelta(seconds=2 * MAX_REWIND_TIMEOUT_SECONDS + CLONE_SECONDS + 3600)
 
 
 class RejoinMemberOperator(BluegreenOperator):
@@ -117,7 +118,7 @@ class RejoinMemberOperator(BluegreenOperator):
     ) -> None:
         """Have the member's data continue the leader's line; an earlier try may have done so already."""
         node, state = hook.nodes[self.member], survey.states[self.member]
-        version = ServerVersion(checkpoint.server_version_num)
+        version, seconds = ServerVersion(checkpoint.server_version_num), hook.cluster.rewind_timeout_seconds
         prove_identity(found, checkpoint, node.where)
         if found.has("backup_label"):
             if not found.has(shell.REWOUND):
@@ -130,7 +131,7 @@ class RejoinMemberOperator(BluegreenOperator):
             self.log.info("%s is on the leader's timeline %s already", self.member, leader.timeline)
         else:
             if cluster_state(found) not in DOWN_STATES:
-                self._recover_crashed(node, state, found)
+                self._recover_crashed(node, state, found, seconds=seconds)
             address = checkpoint.members[leader.name]
             result = node.done(
                 shell.rewind(
@@ -139,25 +140,25 @@ class RejoinMemberOperator(BluegreenOperator):
                     source=f"host={address.host} port={address.port} dbname=postgres connect_timeout=5 "
                     "application_name=bluegreen",
                     login=state.config.rewind_login(),
-                    seconds=REWIND_SECONDS,
+                    seconds=seconds,
                     recovers_first=version.rewind_recovers_first,
                 ),
                 "pg_rewind",
-                timeout_seconds=REWIND_SECONDS + 10,
+                timeout_seconds=seconds + 10,
             )
             self.log.info("%s: %s", self.member, " ".join(result.output.split())[-300:])
         if version.rewind_skips_version_files:
             self._add_version_files(hook, survey, leader)
 
-    def _recover_crashed(self, node: NodeHook, state: NodeState, found: DataDirectory) -> None:
+    def _recover_crashed(self, node: NodeHook, state: NodeState, found: DataDirectory, *, seconds: int) -> None:
         try:
             options = start_options(found.file("postmaster.opts"))
         except RefusedError as error:
             raise FailedForNowError(f"{node.where}: it crashed, and {error}") from None
         node.done(
-            shell.recover_crashed(state.config.data_dir, found.bin_dir, options, seconds=REWIND_SECONDS),
+            shell.recover_crashed(state.config.data_dir, found.bin_dir, options, seconds=seconds),
             "recovering the server from its crash, before pg_rewind",
-            timeout_seconds=REWIND_SECONDS + 10,
+            timeout_seconds=seconds + 10,
         )
 
     def _add_version_files(self, hook: ClusterHook, survey: Survey, leader: Leader) -> None:
