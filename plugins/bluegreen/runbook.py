@@ -86,7 +86,7 @@ on @MEMBER@ <<'STEP'
 if [ -e "@CONFIG@" ]; then mv -- "@CONFIG@" "@CONFIG@.bluegreen-aside"; fi
 STEP
 echo '@STOP@ </dev/null || true' | on @MEMBER@ login
-on @MEMBER@ <<'STEP' || stop "PostgreSQL still runs on @WHO@. Stop it: @BIN@/pg_ctl stop -D @DATA@ -m fast; then run this again. To go back to the old cluster instead, move every *.bluegreen-aside back and start Patroni, the leader first"
+on @MEMBER@ <<'STEP' || stop "PostgreSQL still runs on @WHO@. Stop it: @BIN@/pg_ctl stop -D @DATA@ -m fast (where that takes too long, on any but @HELD@: -m immediate); then run this again. To go back to the old cluster instead, move every *.bluegreen-aside back and start Patroni, the leader first"
 for try in 1 2 3 4 5 6 7 8 9 10; do
   if ! "@BIN@/pg_ctl" status -D "@DATA@" >/dev/null; then
     "@BIN@/pg_controldata" "@DATA@" | grep 'cluster state'; exit 0
