@@ -8,8 +8,8 @@ import pytest
 from lab.cluster import Lab
 from lab.standalone import read_environment
 from ruamel.yaml import YAML
-from tests.cluster.scene import GOOD_MIGRATION, Scene, changed, wait_for
-from tests.cluster.verdict import contents, history_files
+from tests.cluster.scene import GOOD_MIGRATION, Scene, changed, has, wait_for
+from tests.cluster.verdict import history_files
 from tests.versions.verdict import verdict
 
 from bluegreen.recovery.versions import HoldMechanism, ServerVersion
@@ -100,7 +100,7 @@ def test_a_held_standby_that_was_restarted_is_rolled_back_to_or_called_lost(scen
     restart(lab, held)
 
     if server(lab).hold_mechanism is HoldMechanism.REPLAY_PAUSE:
-        wait_for("the restarted standby has applied everything", lambda: contents(lab, held) == new)
+        wait_for("the restarted standby has applied everything", lambda: has(lab, held, new))
         sentence = scene.refused("rollback", **scene.rollback_conf())
         assert f"checkpoint {scene.record['id']} is lost" in sentence, sentence
         scene.must("resume", checkpoint=scene.record["id"])
