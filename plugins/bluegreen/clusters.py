@@ -40,8 +40,8 @@ from bluegreen.exceptions import RefusedError, RegistryError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 MAX_EXPIRES_AFTER_SECONDS = 20 * 86400
-MAX_REWIND_TIMEOUT_SECONDS = 6 * 3600
 """The apply delay that holds a standby ends after 20 days; a checkpoint must not outlive it."""
+MAX_REWIND_TIMEOUT_SECONDS = 6 * 3600
 
 _CLUSTER_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,63}")
 _MEMBER_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.:-]{0,252}")

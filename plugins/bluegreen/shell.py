@@ -92,6 +92,7 @@ real=$(readlink -f -- "$data" || true)
 if [ -z "$bin" ] && [ -s "$data/postmaster.opts" ]; then
   bin=$(dirname -- "$(cut -d ' ' -f 1 < "$data/postmaster.opts")")
 fi
+if [ -z "$bin" ] && [ -s "$data/$rewound" ]; then bin=$(head -n 1 "$data/$rewound"); fi
 if [ -z "$bin" ]; then bin=$(dirname -- "$(command -v pg_controldata || echo /nowhere/x)"); fi
 if [ ! -x "$bin/pg_controldata" ] && [ -s "$data/PG_VERSION" ]; then
   bin=/usr/lib/postgresql/$(cat "$data/PG_VERSION")/bin
@@ -108,9 +109,12 @@ if [ -d "$data" ]; then
   for file in PG_VERSION postmaster.opts postmaster.pid postgresql.auto.conf recovery.conf patroni.dynamic.json; do
     if [ -f "$data/$file" ]; then section "file:$file" < "$data/$file"; fi
   done
-  for file in standby.signal recovery.signal backup_label "$rewound"; do
+  for file in standby.signal recovery.signal backup_label; do
     if [ -e "$data/$file" ]; then echo yes | section "$file"; fi
   done
+  if [ -e "$data/backup_label" ] && sed 1d "$data/$rewound" 2>/dev/null | cmp -s - "$data/backup_label"; then
+    echo yes | section "$rewound"
+  fi
   "$bin/pg_controldata" "$data" 2>/dev/null | section controldata || true
   wal="$data/pg_wal"; [ -d "$wal" ] || wal="$data/pg_xlog"
   if [ -L "$wal" ]; then readlink -f -- "$wal" | section wal_link; fi
@@ -223,7 +227,9 @@ def stop_server(data_dir: str, bin_dir: str, *, mode: str, seconds: int, only_st
     :param only_stopping: refuse unless it has been told to stop before, as its ``postmaster.pid`` says (from 10 on).
     """
     told = """
-  if [ "$(sed -n '8s/ *$//p' "$data/postmaster.pid")" != stopping ]; then
+  pid=$(head -n 1 "$data/postmaster.pid")
+  if [ "$(sed -n '8s/ *$//p' "$data/postmaster.pid")" != stopping ] || \\
+    [ "$(readlink "/proc/$pid/cwd")" != "$(readlink -f -- "$data")" ]; then
     echo "the server in $data was not told to stop" >&2; exit 45
   fi"""
     return script(
@@ -441,29 +447,43 @@ echo "$status" | section status
     )
 
 
-def recover_crashed(data_dir: str, bin_dir: str, options: list[str], *, seconds: int) -> str:
-    """Have a server that was not shut down cleanly replay its own WAL to the end, as ``pg_rewind`` needs it.
+def recover_crashed(
+    data_dir: str, bin_dir: str, options: Iterable[str], *, recovery_conf: str, hba: str, seconds: int
+) -> str:
+    """Have a server that crashed replay its own WAL until it is consistent, and shut it down cleanly for ``pg_rewind``.
 
-    The recovery ends with a checkpoint in its WAL, so it is only for a data directory on a timeline that the leader
-    has left: on the leader's own the two would differ and nobody would tell. ``pg_rewind`` recovers its target itself
-    from 13 on, but on any timeline, not a standby ("standby mode is not supported by single-user servers"), and not
-    where the configuration lies elsewhere. The archive is shut, so that no WAL is recycled that ``pg_rewind`` reads.
-    Source: "Notes" of pg_rewind; "Options for Single-User Mode" of postgres.
+    It runs as a standby, which writes no WAL of its own: what ``pg_rewind`` (from 13 on) and Patroni do, a recovery in
+    single-user mode, ends with a checkpoint that the leader's WAL does not have, is refused for a standby, and takes a
+    copy that has not been replayed to its end for a whole one. Source: "Notes" of pg_rewind; ``pg_ctl -w``, which
+    waits until a standby answers.
 
-    :param options: those with which the server was started.
+    :param options: with which the server is started.
+    :param recovery_conf: what makes it a standby before 12; empty where ``standby.signal`` does.
+    :param hba: path of the ``pg_hba.conf`` that lets nobody in; it is written here.
+    :param seconds: how long the start, and then the stop, may take.
     """
     words = " ".join(quote(option) for option in options)
+    standby = put_file('"$data/recovery.conf"', recovery_conf)
+    if not recovery_conf:
+        standby = 'rm -f -- "$data/recovery.signal"; : > "$data/standby.signal"\n'
     return script(
         f"""
 if [ -e "$data/backup_label" ]; then echo "no server was started in $data since it was copied" >&2; exit 46; fi
-rm -f -- "$data/standby.signal" "$data/recovery.signal" "$data/recovery.conf"
-said=$(timeout -k 5 {seconds} "$bin/postgres" --single -D "$data" {words} \\
-  -c archive_mode=on -c archive_command=false template1 </dev/null 2>&1) || status=$?
-printf '%s\\n' "$said" | tail -n 5
-exit ${{status:-0}}
+echo 'local all all reject' > "$hba"
+{standby}
+log="$data/.bluegreen-recovery"
+"$bin/pg_ctl" start -D "$data" -w -t {seconds} -l "$log" -o "$options" </dev/null >/dev/null 2>&1 || failed=$?
+if [ -n "${{failed:-}}" ]; then tail -n 3 -- "$log" >&2 2>/dev/null || true; fi
+if "$bin/pg_ctl" status -D "$data" >/dev/null 2>&1; then
+  "$bin/pg_ctl" stop -D "$data" -m fast -w -t {seconds} >/dev/null || failed=$?
+fi
+rm -f -- "$hba" "$log"
+exit ${{failed:-0}}
 """,
         data=data_dir,
         bin=bin_dir,
+        hba=hba,
+        options=words,
     )
 
 
@@ -471,6 +491,10 @@ def rewind(
     data_dir: str, bin_dir: str, *, source: str, login: Mapping[str, str], seconds: int, recovers_first: bool
 ) -> str:
     """Rewind a member that was shut down cleanly to the new leader; the password stays out of the command line.
+
+    It works in the data directory, so that one that outlives its connection is counted among the processes there.
+    Its end is noted there too, with the programs' folder (``pg_rewind`` removes ``postmaster.opts``) and the
+    ``backup_label`` that it has written: on another's copy the note does not count.
 
     :param source: libpq connection string without secrets.
     :param login: libpq's environment variables.
@@ -481,8 +505,11 @@ def rewind(
     return script(
         exports
         + f"""
+cd -- "$data"
 timeout -k 5 {seconds} "$bin/pg_rewind" {option}--target-pgdata="$data" --source-server="$source" 2>&1
-: > "$data/{REWOUND}"; sync -- "$data/{REWOUND}" "$data"
+echo "$bin" > {REWOUND}
+if [ -e backup_label ]; then cat backup_label >> {REWOUND}; fi
+sync -- {REWOUND} .
 """,
         data=data_dir,
         bin=bin_dir,

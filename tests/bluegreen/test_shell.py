@@ -755,9 +755,20 @@ def test_a_rewind_that_does_not_end_is_ended(here: Path) -> None:
 def test_a_rewind_recovers_nothing_itself_and_notes_its_end(here: Path) -> None:
     program(here / "bin", "pg_rewind", RECORD)
     script = shell.rewind(str(here), str(here / "bin"), source="host=x", login={}, seconds=9, recovers_first=True)
+    (here / "backup_label").write_text("BACKUP METHOD: pg_rewind\n")
     ok(script, cwd=here, env={"RECORD": str(here / "r")})
     assert Recorded(here).arguments[0] == "--no-ensure-shutdown"
-    assert (here / shell.REWOUND).exists()
+    assert (here / shell.REWOUND).read_text() == f"{here / 'bin'}\nBACKUP METHOD: pg_rewind\n"
+
+
+def test_the_note_of_a_rewind_counts_beside_its_own_backup_label_only(here: Path) -> None:
+    (here / shell.REWOUND).write_text(f"{here / 'bin'}\nBACKUP METHOD: pg_rewind\n")
+    assert shell.REWOUND not in run(shell.probe(str(here), ""), cwd=here).sections()
+    for label, counts in (("BACKUP METHOD: pg_rewind\n", True), ("BACKUP METHOD: streamed\n", False)):
+        (here / "backup_label").write_text(label)
+        found = run(shell.probe(str(here), ""), cwd=here).sections()
+        assert "backup_label" in found and (shell.REWOUND in found) is counts
+        assert found["bin_dir"] == str(here / "bin")
 
 
 @pytest.mark.parametrize("scope", ["orders", "$(touch executed)", "`touch executed`", "a b", "it's $HOME \\"])
@@ -842,13 +853,21 @@ def test_a_server_is_stopped_only_where_one_runs(here: Path) -> None:
     assert Recorded(here).arguments == ["stop", "-D", "/data/p g", "-m", "fast", "-w", "-t", "60"]
 
 
-@pytest.mark.parametrize(("line", "stopped"), [("stopping", True), ("ready   ", False), ("standby ", False)])
-def test_only_a_server_that_was_told_to_stop_is_helped_to(here: Path, line: str, stopped: bool) -> None:
+@pytest.mark.parametrize(
+    ("line", "works_there", "stopped"),
+    [("stopping", True, True), ("ready   ", True, False), ("standby ", True, False), ("stopping", False, False)],
+)
+def test_only_a_server_that_was_told_to_stop_is_helped_to(
+    here: Path, line: str, works_there: bool, stopped: bool
+) -> None:
     program(here / "bin", "pg_ctl", PG_CTL)
     (here / "r.running").touch()
-    (here / "postmaster.pid").write_text(f"1\n{here}\n1700000000\n5432\n/tmp\n127.0.0.1\n  1  2\n{line}\n")
-    script = shell.stop_server(str(here), str(here / "bin"), mode="immediate", seconds=30, only_stopping=True)
-    result = run(script, cwd=here, env={"RECORD": str(here / "r")})
+    with subprocess.Popen(["sleep", "60"], cwd=here if works_there else "/") as server:
+        lines = f"{server.pid}\n{here}\n1700000000\n5432\n/tmp\n127.0.0.1\n  1  2\n{line}\n"
+        (here / "postmaster.pid").write_text(lines)
+        script = shell.stop_server(str(here), str(here / "bin"), mode="immediate", seconds=30, only_stopping=True)
+        result = run(script, cwd=here, env={"RECORD": str(here / "r")})
+        server.kill()
     if stopped:
         assert result.status == 0 and Recorded(here).arguments[:5] == ["stop", "-D", str(here), "-m", "immediate"]
     else:
@@ -859,32 +878,51 @@ def test_only_a_server_that_was_told_to_stop_is_helped_to(here: Path, line: str,
 # A server that crashed, before pg_rewind
 
 
-def crashed(here: Path, *, status: int = 0) -> Result:
-    program(here / "bin", "postgres", f'printf "%s\\n" "$@" > "$RECORD.arguments"; echo said; exit {status}')
-    for signal in ("standby.signal", "recovery.signal", "recovery.conf"):
-        (here / signal).touch()
-    script = shell.recover_crashed(str(here), str(here / "bin"), ["--port=5432", "--cluster_name=it's $(x)"], seconds=9)
-    return run(script, cwd=here, env={"RECORD": str(here / "r")})
+STANDBY_CTL = """
+printf '%s\n' "$*" >> "$RECORD.calls"
+case $1 in
+  status) test -e "$RECORD.running";;
+  start) : > "$RECORD.running"; echo "a line of the log" >> "$8"; exit "$STATUS";;
+  stop) rm "$RECORD.running";;
+esac
+"""
 
 
-def test_a_crashed_server_recovers_alone_with_its_archive_shut(here: Path) -> None:
+def crashed(here: Path, *, status: str = "0", recovery_conf: str = "") -> Result:
+    program(here / "bin", "pg_ctl", STANDBY_CTL)
+    (here / "recovery.signal").touch()
+    hba = str(here / "h b a")
+    script = shell.recover_crashed(
+        str(here), str(here / "bin"), ["-c", "x=it's $(x)"], recovery_conf=recovery_conf, hba=hba, seconds=9
+    )
+    return run(script, cwd=here, env={"RECORD": str(here / "r"), "STATUS": status})
+
+
+def test_a_crashed_server_is_started_as_a_standby_and_stopped(here: Path) -> None:
     assert crashed(here).status == 0
-    assert not [path for path in here.iterdir() if path.name.startswith(("standby", "recovery"))]
-    assert (here / "r.arguments").read_text().splitlines() == [
-        *("--single", "-D", str(here), "--port=5432", "--cluster_name=it's $(x)"),
-        *("-c", "archive_mode=on", "-c", "archive_command=false", "template1"),
-    ]
+    assert (here / "standby.signal").exists() and not (here / "recovery.signal").exists()
+    calls = (here / "r.calls").read_text().splitlines()
+    assert [call.split()[0] for call in calls] == ["start", "status", "stop"]
+    assert calls[0].endswith("""-o -c 'x=it'"'"'s $(x)'""") and " -m fast -w " in calls[2]
+    assert not (here / "h b a").exists() and not (here / ".bluegreen-recovery").exists()
+
+
+def test_before_12_a_crashed_server_is_a_standby_by_its_recovery_conf(here: Path) -> None:
+    assert crashed(here, recovery_conf="standby_mode = 'on'\n").status == 0
+    assert (here / "recovery.conf").read_text() == "standby_mode = 'on'\n"
+    assert not (here / "standby.signal").exists()
 
 
 def test_a_recovery_that_fails_says_so(here: Path) -> None:
-    result = crashed(here, status=3)
-    assert result.status == 3 and "said" in result.output
+    result = crashed(here, status="1")
+    assert result.status == 1 and "a line of the log" in result.error
+    assert not (here / "r.running").exists(), "it may be up, and only slow"
 
 
 def test_what_a_rewind_left_is_no_crash(here: Path) -> None:
     (here / "backup_label").touch()
     assert crashed(here).status == 46
-    assert (here / "standby.signal").exists() and not (here / "r.arguments").exists()
+    assert (here / "recovery.signal").exists() and not (here / "r.calls").exists()
 
 
 def test_the_scripts_are_posix_shell(here: Path) -> None:
@@ -899,7 +937,8 @@ def test_the_scripts_are_posix_shell(here: Path) -> None:
         shell.release_aside("/x", None),
         shell.reload_server("/x", "/y"),
         shell.stop_server("/x", "/y", mode="immediate", seconds=1, only_stopping=True),
-        shell.recover_crashed("/x", "/y", ["--a b"], seconds=1),
+        shell.recover_crashed("/x", "/y", ["--a b"], recovery_conf="", hba="/h", seconds=1),
+        shell.recover_crashed("/x", "/y", ["--a b"], recovery_conf="a", hba="/h", seconds=1),
     ]
     for script in scripts:
         done = subprocess.run([checker, "-n"], input=script.encode(), capture_output=True, check=False)

@@ -14,7 +14,8 @@ from bluegreen.hooks.patroni import PatroniHook
 from bluegreen.hooks.waiting import wait_until
 
 STOP_SECONDS = 90
-FAST_SECONDS = 30
+FAST_SECONDS = 60
+FAST_SECONDS_OF_DISCARDED = 30
 IMMEDIATE_SECONDS = 30
 DOWN_STATES = frozenset({"shut down", "shut down in recovery"})
 
@@ -133,10 +134,10 @@ def _wait_without_patroni(
     try:
         wait_until(gone, seconds=20)
     except FailedForNowError:
-        if not discarded:
+        found = node.data_directory(state.config)
+        if not discarded or not found.server_processes:
             raise
         # One that waits for its server's shutdown can be helped, and leads no more; any other is left alone.
-        found = node.data_directory(state.config)
         script = shell.stop_server(
             state.config.data_dir, found.bin_dir, mode="immediate", seconds=IMMEDIATE_SECONDS, only_stopping=True
         )
@@ -155,7 +156,7 @@ def _stop_server(node: NodeHook, state: NodeState, found: DataDirectory, *, disc
         )
 
     try:
-        stop("fast", FAST_SECONDS)
+        stop("fast", FAST_SECONDS_OF_DISCARDED if discarded else FAST_SECONDS)
     except (FailedForNowError, OutcomeUnknownError) as error:
         if not discarded:
             raise

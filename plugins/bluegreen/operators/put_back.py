@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -17,6 +18,7 @@ from bluegreen.hooks.leadership import check_another_leads, start_patroni
 from bluegreen.hooks.node import NodeHook
 from bluegreen.hooks.proof import LOST, prove_held
 from bluegreen.hooks.standalone import Standalone
+from bluegreen.hooks.stopping import DOWN_STATES, cluster_state
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, require_lock, task_states
 from bluegreen.recovery.versions import HoldMechanism
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 LEADS_SECONDS = 60
+RECOVERS_SECONDS = 900
 SERVICE_SECONDS = 90
 PROOF_SECONDS = 60
 GO_ON = "Mend that, then clear the task put_back, or run bluegreen_rollback again: it goes on where this one stopped"
@@ -142,14 +145,25 @@ class PutBackOperator(BluegreenOperator):
         serves = partial(check_another_leads, hook, checkpoint.held)
         warnings = []
         if leader in members and leader != checkpoint.held:
+            data = partial(hook.nodes[leader].data_directory, survey.states[leader].config)
+            # A server that was not shut down cleanly first replays its WAL, which takes its time.
+            crashed = cluster_state(data()) not in DOWN_STATES
             hook.on_each([leader], start_patroni)
-            try:
-                wait_until(partial(serves, leader), seconds=LEADS_SECONDS, every_seconds=0.3)
-            except FailedForNowError as error:
-                warnings.append(
-                    f"{leader}, the leader before, does not lead again after {LEADS_SECONDS} s ({error}), so the "
-                    "others were started too. If another leads now, what was committed on it alone is lost"
-                )
+            begin = time.monotonic()
+            while True:
+                try:
+                    wait_until(partial(serves, leader), seconds=LEADS_SECONDS, every_seconds=0.3)
+                    break
+                except FailedForNowError as error:
+                    seconds = time.monotonic() - begin
+                    if crashed and seconds < RECOVERS_SECONDS and data().server_processes:
+                        self.log.info("%s recovers from its crash, %.0f s so far: %s", leader, seconds, error)
+                        continue
+                    warnings.append(
+                        f"{leader}, the leader before, does not lead again after {seconds:.0f} s ({error}), so the "
+                        "others were started too. If another leads now, what was committed on it alone is lost"
+                    )
+                    break
         last = {checkpoint.held} & set(members)
         for together in (set(members) - last - {leader}, last):
             hook.on_each(together, start_patroni)

@@ -11,13 +11,20 @@ from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.clusters import MAX_REWIND_TIMEOUT_SECONDS
 from bluegreen.exceptions import BluegreenError, FailedForNowError, OutcomeUnknownError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
-from bluegreen.hooks.leadership import Leader, look_at_leader, prove_history, prove_write, start_patroni
+from bluegreen.hooks.leadership import (
+    Leader,
+    continues_branch,
+    look_at_leader,
+    prove_history,
+    prove_write,
+    start_patroni,
+)
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.hooks.proof import prove_identity
 from bluegreen.hooks.stopping import DOWN_STATES, check_down, cluster_state, stop_member
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
-from bluegreen.recovery.standalone import start_options
+from bluegreen.recovery.standalone import alone_settings, recovery_conf, start_options
 from bluegreen.recovery.versions import ServerVersion
 from bluegreen.topology import Topology
 
@@ -29,8 +36,8 @@ ALREADY_BACK = "already back"
 HOWS = ("auto", "rewind", "reclone")
 STREAMING_SECONDS = 60
 CLONE_SECONDS = 6 * 3600
-# Recovery from a crash, rewind, clone, each as long as it may be.
-REJOIN_TIMEOUT = timedelta(seconds=2 * MAX_REWIND_TIMEOUT_SECONDS + CLONE_SECONDS + 3600)
+# Start and stop after a crash, rewind, clone, each as long as it may be.
+REJOIN_TIMEOUT = timedelta(seconds=3 * MAX_REWIND_TIMEOUT_SECONDS + CLONE_SECONDS + 3600)
 
 
 class RejoinMemberOperator(BluegreenOperator):
@@ -120,18 +127,23 @@ class RejoinMemberOperator(BluegreenOperator):
         node, state = hook.nodes[self.member], survey.states[self.member]
         version, seconds = ServerVersion(checkpoint.server_version_num), hook.cluster.rewind_timeout_seconds
         prove_identity(found, checkpoint, node.where)
-        if found.has("backup_label"):
-            if not found.has(shell.REWOUND):
+        begun = found.has("backup_label")
+        if begun and not found.has(shell.REWOUND):
+            raise FailedForNowError(
+                f"{node.where}: found a backup_label, expected none: a copy or a rewind has not ended, and cannot be "
+                "rewound. Use rejoin = reclone"
+            )
+        if begun or found.timeline == leader.timeline:
+            # Rewinding it once more would say that there is nothing to do, or worse.
+            if not continues_branch(found, checkpoint, found.timeline):
                 raise FailedForNowError(
-                    f"{node.where}: found a backup_label, expected none: a copy or a rewind has not ended, and cannot "
-                    "be rewound. Use rejoin = reclone"
+                    f"{node.where}: found timeline {found.timeline} with another history than the leader's, which "
+                    "cannot be rewound. Use rejoin = reclone"
                 )
-            self.log.info("%s was rewound before, and not started since", self.member)
-        elif found.timeline == leader.timeline:
-            self.log.info("%s is on the leader's timeline %s already", self.member, leader.timeline)
+            self.log.info("%s is on timeline %s, a line of the leader's, already", self.member, found.timeline)
         else:
             if cluster_state(found) not in DOWN_STATES:
-                self._recover_crashed(node, state, found, seconds=seconds)
+                self._recover_crashed(node, state, found, version, seconds=seconds)
             address = checkpoint.members[leader.name]
             result = node.done(
                 shell.rewind(
@@ -150,15 +162,29 @@ class RejoinMemberOperator(BluegreenOperator):
         if version.rewind_skips_version_files:
             self._add_version_files(hook, survey, leader)
 
-    def _recover_crashed(self, node: NodeHook, state: NodeState, found: DataDirectory, *, seconds: int) -> None:
+    def _recover_crashed(
+        self, node: NodeHook, state: NodeState, found: DataDirectory, version: ServerVersion, *, seconds: int
+    ) -> None:
+        hba = f"{state.config.data_dir}/.bluegreen-hba"
+        settings = alone_settings(version, hba_file=hba)
         try:
             options = start_options(found.file("postmaster.opts"))
         except RefusedError as error:
             raise FailedForNowError(f"{node.where}: it crashed, and {error}") from None
+        for name, value in settings.items():
+            options += ["-c", f"{name}={value}"]
+        standby = {"standby_mode": "on", "recovery_target_timeline": "latest"} if version.has_recovery_conf else {}
         node.done(
-            shell.recover_crashed(state.config.data_dir, found.bin_dir, options, seconds=seconds),
+            shell.recover_crashed(
+                state.config.data_dir,
+                found.bin_dir,
+                options,
+                recovery_conf=recovery_conf(standby),
+                hba=hba,
+                seconds=seconds,
+            ),
             "recovering the server from its crash, before pg_rewind",
-            timeout_seconds=seconds + 10,
+            timeout_seconds=2 * seconds + 10,
         )
 
     def _add_version_files(self, hook: ClusterHook, survey: Survey, leader: Leader) -> None:
@@ -216,9 +242,11 @@ class RejoinMemberOperator(BluegreenOperator):
         timeline = wait_until(streams, seconds=seconds, every_seconds=0.2)
         found = wait_until(lambda: prove_history(node, state, checkpoint, timeline), seconds=20)
         prove_identity(found, checkpoint, node.where)
-        if found.has(shell.REWOUND):
+        try:
             path = f"{state.config.data_dir}/{shell.REWOUND}"
             node.done(shell.remove_files(path), "removing the note that pg_rewind has ended")
+        except (FailedForNowError, OutcomeUnknownError) as error:
+            self.log.warning("%s. It is back, and the note does no harm", error)
         self.log.info("%s is back: %s", self.member, by)
         return {"member": self.member, "rejoined_by": by}
 

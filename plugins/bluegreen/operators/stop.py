@@ -95,7 +95,8 @@ class StopMembersOperator(BluegreenOperator):
             self.log.info("%s is down: %s", name, found["state"])
         warnings = [
             f"{name} was not shut down cleanly (pg_controldata: {found['state']}): it had crashed, or its fast "
-            "shutdown took too long. It replays its own WAL once more when it is started or rewound"
+            "shutdown took too long. It replays its own WAL once more when it is started or rewound; where it is "
+            "put back into service, its unlogged tables are empty"
             for name, found in sorted(stopped.items())
             if found["state"] not in DOWN_STATES
         ]

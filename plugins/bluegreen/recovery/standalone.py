@@ -79,6 +79,28 @@ def recovery_conf(settings: Mapping[str, str]) -> str:
     return "".join(f"{name} = {quote_setting(value)}\n" for name, value in settings.items())
 
 
+def alone_settings(version: ServerVersion, *, hba_file: str) -> dict[str, str]:
+    """Return the settings under which a server replays the WAL that it has, as a standby that nobody feeds or asks.
+
+    It keeps all WAL: ``pg_rewind`` reads it back to the last common checkpoint.
+
+    :param hba_file: one that lets nobody in.
+    """
+    settings = {
+        "hba_file": hba_file,
+        "listen_addresses": "",
+        "hot_standby": "on",
+        "archive_mode": "off",
+        "logging_collector": "off",
+        "log_destination": "stderr",
+    }
+    settings |= {"wal_keep_size": "1TB"} if version.has_wal_keep_size else {"wal_keep_segments": "65536"}
+    if not version.has_recovery_conf:
+        names = ("primary_conninfo", "primary_slot_name", "restore_command", "archive_cleanup_command")
+        settings |= dict.fromkeys(names, "") | {"recovery_min_apply_delay": "0", "recovery_target_timeline": "latest"}
+    return settings
+
+
 def closed_hba(superuser: str, os_user: str) -> tuple[str, str]:
     """Return ``pg_hba.conf`` and ``pg_ident.conf`` that let the database's owner in over the socket only.
 

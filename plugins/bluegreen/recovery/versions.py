@@ -74,6 +74,11 @@ class ServerVersion:
         return self.num >= 150000
 
     @property
+    def has_wal_keep_size(self) -> bool:
+        """``wal_keep_segments`` became ``wal_keep_size`` in 13."""
+        return self.num >= 130000
+
+    @property
     def rewind_needs_superuser(self) -> bool:
         """``pg_rewind`` against a running server needs a superuser before 11 (pg_rewind, Notes)."""
         return self.num < 110000

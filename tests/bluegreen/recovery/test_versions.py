@@ -18,6 +18,7 @@ def _since(name: str) -> list[int]:
         ("has_recovery_conf", [90624, 100023, 110022]),
         ("reports_missing_target", [130023, 140020, 150018, 160014, 170010, 180001]),
         ("has_archive_library", [150018, 160014, 170010, 180001]),
+        ("has_wal_keep_size", [130023, 140020, 150018, 160014, 170010, 180001]),
         ("rewind_needs_superuser", [90624, 100023]),
         ("rewind_skips_version_files", [90624, 100023, 110022, 120022, 130023]),
         ("rewind_recovers_first", [130023, 140020, 150018, 160014, 170010, 180001]),
