@@ -65,7 +65,7 @@ class Case:
 
 CASES = {f"postgresql-{version}": Case(("test_paths.py",), version) for version in BINARIES}
 CASES |= {
-    "patroni-3.0": Case(("test_paths.py",), lab={"PATRONI_VERSION": "3.0.2"}),
+    "patroni-3.0": Case(("test_paths.py", "test_lost_slot.py"), lab={"PATRONI_VERSION": "3.0.2"}),
     "no-checksums": Case(("test_rejoin.py",), lab={"LAB_CHECKSUMS": "0"}),
     "no-hints": Case(("test_rejoin.py",), lab={"LAB_WAL_LOG_HINTS": "0"}),
     "neither": Case(("test_rejoin.py",), lab={"LAB_CHECKSUMS": "0", "LAB_WAL_LOG_HINTS": "0"}),

@@ -259,13 +259,17 @@ def program(name: str, how: str, *, only: str = "") -> Callable[[Place], Mend]:
     return cover
 
 
-def slow_server(place: Place) -> Mend:
-    """The member's server takes some seconds until it starts, as one that has much to recover."""
+def slow_server(place: Place, *, seconds: int = 8, mode: str = "") -> Mend:
+    """The member's server takes some seconds until it starts, as one that has much to recover.
+
+    :param mode: how it is started, where only that is slow: `--single` is how Patroni recovers one from a crash.
+    """
     path = Path(place.lab.info["bin_dir"]) / "postgres"
     data_dir = place.lab.nodes[place.member].data_dir
     # its first argument says where it finds its files
     real = f'exec bash -c \'exec -a "$0" "$@"\' {path} {place.folder / "real"} "$@"'
-    return _covered(place, path, f'case "$*" in *"{data_dir}"*) sleep 8;; esac\n{real}')
+    slow = f'case "$*" in *"{mode}"*"{data_dir}"*) cd {data_dir}; sleep {seconds};; esac'
+    return _covered(place, path, f"{slow}\n{real}")
 
 
 def _covered(place: Place, path: Path, first: str, interpreter: str = "") -> Mend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from lab.standalone import Airflow
 from tests.cluster.scene import has, wait_for
 from tests.cluster.test_writers import LEDGER, Writer
@@ -18,6 +20,8 @@ from tests.faults.breakpoints import Breakpoints
 from tests.faults.cases import Case
 from tests.faults.conftest import Stage
 from tests.faults.play import RUN_SECONDS, broken_run
+
+from bluegreen.operators.put_back import LEADS_SECONDS
 
 
 def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
@@ -69,6 +73,34 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
 
     scene.must("resume")
     verdict(lab, before=scene.fresh, rows=contents(lab, leader))
+
+
+@pytest.mark.skipif(os.environ.get("BLUEGREEN_FAULTS") != "all", reason="takes minutes; make test-faults")
+def test_an_old_leader_that_recovers_from_its_crash_leads_before_the_others_start(
+    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
+) -> None:
+    scene = stage.set("rollback")
+    lab, leader = scene.lab, scene.leader
+    slow = LEADS_SECONDS + 15
+
+    def crashed_and_lost(place: damage.Place) -> damage.Mend:
+        damage.mark_not_in_wal(place)
+        lab.kill_patroni(leader)
+        lab.kill_postgres(leader)
+        return damage.slow_server(replace(place, member=leader), seconds=slow, mode="--single")
+
+    case = Case("rollback", "stop", "before", crashed_and_lost)
+    began = time.monotonic()
+    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable), scene.rollback_conf())
+
+    report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
+    assert time.monotonic() - began > slow, "its recovery was not slow"
+    assert "The old cluster was put back into service" in report["message"], report
+    assert not any("does not lead again" in warning for warning in report["warnings"]), report["warnings"]
+    assert scene.leader == leader, "another member won"
+    assert contents(lab, leader) == stage.deployed
+    scene.must("resume")
+    verdict(lab, before=scene.fresh, rows=stage.deployed)
 
 
 def test_the_others_serve_where_the_held_member_cannot_be_started(
