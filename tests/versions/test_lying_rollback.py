@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.cluster.scene import LOCK, Scene
+from tests.cluster.scene import LOCK, Scene, has, wait_for
 from tests.cluster.verdict import look, unchanged, verdict
 from tests.faults.judge import Expectation, settle, wrongs
 from tests.versions.liars import (
@@ -30,7 +30,9 @@ TAMPERED = b"rmgr: Transaction len (rec/tot): 34/34, tx: 1, lsn: 0/1, prev 0/0, 
 def ready(scene: Scene) -> Expectation:
     """A checkpoint, and a deployment after it that must go."""
     scene.checkpoint(standby=HELD)
-    return Expectation(scene, "rollback", scene.deploy_badly())
+    deployed = scene.deploy_badly()
+    wait_for("the deployment on the third", lambda: has(scene.lab, THIRD, deployed))
+    return Expectation(scene, "rollback", deployed)
 
 
 def conf_of(scene: Scene, dag: str) -> dict[str, object]:
