@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DELAY_SECONDS = 5
 PATRONICTL_SECONDS = 20
 FOLLOWS_SECONDS = 60
+SETTLES_SECONDS = 25
 UNFINISHED = frozenset({Phase.HOLDING, Phase.RELEASING})
 MISSED = {
     "rollback": "a rollback would wait in the queue and never start",
@@ -81,6 +82,7 @@ class CheckpointPreflightOperator(BluegreenOperator):
         topology = survey.topology
         if topology is None:
             raise FailedForNowError("no Patroni answers")
+        topology = _settled(hook, topology)
         checks = _Checks()
         leader = _leader(topology, checks)
         if existing is not None and existing.id != checkpoint_id:
@@ -198,6 +200,27 @@ def _follows(hook: ClusterHook, standby: str) -> None:
             f"{standby}, whose unfinished hold was released, is on timeline {member.timeline}; the leader "
             f"{leader.name} on {leader.timeline}"
         )
+
+
+def _settled(hook: ClusterHook, topology: Topology) -> Topology:
+    """Return the topology in which all that run are on one timeline, or the last one after two turns of Patroni.
+
+    Each member reports its own once in a turn: after a promotion they differ for a moment.
+    """
+
+    def on_one_timeline() -> Topology:
+        nonlocal topology
+        running = [member for member in topology.members if member.is_running]
+        if len({member.timeline for member in running}) > 1:
+            found = ", ".join(f"{member.name} on {member.timeline}" for member in running)
+            topology = hook.patroni.topology()
+            raise FailedForNowError(f"found timelines: {found}; expected one")
+        return topology
+
+    try:
+        return wait_until(on_one_timeline, seconds=SETTLES_SECONDS, every_seconds=1)
+    except FailedForNowError:
+        return topology
 
 
 class _Checks:
