@@ -15,7 +15,7 @@ import ipaddress
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -90,16 +90,19 @@ def _positive_duration(value: object) -> int:
     raise _expected("a duration longer than 0")
 
 
-def _expiry(value: object) -> int:
-    if (seconds := _positive_duration(value)) <= MAX_EXPIRES_AFTER_SECONDS:
-        return seconds
-    raise _expected("at most 20d, because the hold itself ends then")
+def _duration_up_to(most: int, expected: str) -> Callable[[object], int]:
+    def duration(value: object) -> int:
+        if (seconds := _positive_duration(value)) <= most:
+            return seconds
+        raise _expected(expected)
+
+    return duration
 
 
-def _rewind_timeout(value: object) -> int:
-    if (seconds := _positive_duration(value)) <= MAX_REWIND_TIMEOUT_SECONDS:
-        return seconds
-    raise _expected("at most 6h, because the task that rewinds is ended some time")
+_expiry = _duration_up_to(MAX_EXPIRES_AFTER_SECONDS, "at most 20d, because the hold itself ends then")
+_rewind_timeout = _duration_up_to(
+    MAX_REWIND_TIMEOUT_SECONDS, "at most 6h, because the task that rewinds is ended some time"
+)
 
 
 def _seconds(value: object) -> float:

@@ -472,8 +472,8 @@ if [ -e "$data/backup_label" ]; then echo "no server was started in $data since 
 echo 'local all all reject' > "$hba"
 {standby}
 log="$data/.bluegreen-recovery"
-"$bin/pg_ctl" start -D "$data" -w -t {seconds} -l "$log" -o "$options" </dev/null >/dev/null 2>&1 || failed=$?
-if [ -n "${{failed:-}}" ]; then tail -n 3 -- "$log" >&2 2>/dev/null || true; fi
+"$bin/pg_ctl" start -D "$data" -w -t {seconds} -l "$log" -o "$options" </dev/null >/dev/null || failed=$?
+if [ -n "${{failed:-}}" ]; then tail -n 3 -- "$log" >&2 || true; fi
 if "$bin/pg_ctl" status -D "$data" >/dev/null 2>&1; then
   "$bin/pg_ctl" stop -D "$data" -m fast -w -t {seconds} >/dev/null || failed=$?
 fi

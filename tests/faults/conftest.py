@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in Path(item.path).parents:
             item.add_marker(pytest.mark.cluster)
             case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
-            if isinstance(case, Case) and case.id not in SPREAD and not everything:
+            in_spread = case.id in SPREAD if isinstance(case, Case) else not item.get_closest_marker("whole")
+            if not in_spread and not everything:
                 items.remove(item)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +74,7 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
     verdict(lab, before=scene.fresh, rows=contents(lab, leader))
 
 
-@pytest.mark.skipif(os.environ.get("BLUEGREEN_FAULTS") != "all", reason="takes minutes; make test-faults")
+@pytest.mark.whole
 def test_an_old_leader_that_recovers_from_its_crash_leads_before_the_others_start(
     stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ from bluegreen.recovery.node_config import NodeConfig, parse_node_config
 CONNECT_TIMEOUT_SECONDS = 5
 OUTPUT_LIMIT_BYTES = 8 * 1024 * 1024
 QUIET_SECONDS = 1.0
-CONTROL_TIMELINES = (("Latest checkpoint", "TimeLineID"), ("Min recovery ending loc", "timeline"))
+CONTROL_TIMELINES = ("Latest checkpoint's TimeLineID", "Min recovery ending loc's timeline")
 _SHOWN = 600
 _CONNECTING = threading.Lock()
 
@@ -170,7 +170,7 @@ class DataDirectory:
 
         :raises FailedForNowError: when ``pg_controldata`` does not say.
         """
-        texts = [self.control(f"{label}'s {what}") for label, what in CONTROL_TIMELINES]
+        texts = [self.control(label) for label in CONTROL_TIMELINES]
         if not all(text.isascii() and text.isdigit() and len(text) < 11 for text in texts):
             raise FailedForNowError(f"found {', '.join(texts)[:80]!r} as timelines in pg_controldata, expected numbers")
         return max(int(text) for text in texts)

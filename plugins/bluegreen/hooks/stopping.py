@@ -118,8 +118,8 @@ def stop_member(
         _stop_server(node, state, found, discarded=discarded)
     if found.server_processes or listens(address.host, address.port):
         found = wait_until(lambda: check_down(patroni, node, state, address), seconds=20)
-    if (left_as := cluster_state(found)) not in DOWN_STATES:
-        node.log.warning("%s: was not shut down cleanly (%s); nothing runs there", node.where, left_as)
+    if not is_clean(found):
+        node.log.warning("%s: was not shut down cleanly (%s); nothing runs there", node.where, cluster_state(found))
     return found
 
 
@@ -134,14 +134,15 @@ def _wait_without_patroni(
     try:
         wait_until(gone, seconds=20)
     except FailedForNowError:
-        found = node.data_directory(state.config)
-        if not discarded or not found.server_processes:
+        if not discarded or not (found := node.data_directory(state.config)).server_processes:
             raise
         # One that waits for its server's shutdown can be helped, and leads no more; any other is left alone.
         script = shell.stop_server(
             state.config.data_dir, found.bin_dir, mode="immediate", seconds=IMMEDIATE_SECONDS, only_stopping=True
         )
-        if node.run(script, timeout_seconds=IMMEDIATE_SECONDS + 10).status:
+        result = node.run(script, timeout_seconds=IMMEDIATE_SECONDS + 10)
+        if result.status:
+            node.log.warning("%s: was not shut down at once: %s", node.where, " ".join(result.error.split())[:300])
             raise
         node.log.warning("%s: Patroni waited for its server's fast shutdown; it was shut down at once", node.where)
         wait_until(gone, seconds=20)
@@ -170,6 +171,11 @@ def cluster_state(found: DataDirectory) -> str:
         return found.control("Database cluster state")
     except FailedForNowError:
         return "no data"
+
+
+def is_clean(found: DataDirectory) -> bool:
+    """Tell whether a stopped server was shut down cleanly: what it has is complete without its WAL."""
+    return cluster_state(found) in DOWN_STATES
 
 
 def check_host_down(member: str, address: MemberAddress, *, ssh_answers: bool) -> None:

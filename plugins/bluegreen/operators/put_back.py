@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,13 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
-from bluegreen.exceptions import CheckpointLostError, FailedForNowError, RefusedError, UnreachableError
+from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError, RefusedError, UnreachableError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.leadership import check_another_leads, start_patroni
-from bluegreen.hooks.node import NodeHook
+from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.hooks.proof import LOST, prove_held
 from bluegreen.hooks.standalone import Standalone
-from bluegreen.hooks.stopping import DOWN_STATES, cluster_state
+from bluegreen.hooks.stopping import is_clean
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, require_lock, task_states
 from bluegreen.recovery.versions import HoldMechanism
@@ -143,32 +143,44 @@ class PutBackOperator(BluegreenOperator):
         hook.on_each(members, back)
         leader = survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
         serves = partial(check_another_leads, hook, checkpoint.held)
-        warnings = []
+        warnings: list[str] = []
         if leader in members and leader != checkpoint.held:
             data = partial(hook.nodes[leader].data_directory, survey.states[leader].config)
             # A server that was not shut down cleanly first replays its WAL, which takes its time.
-            crashed = cluster_state(data()) not in DOWN_STATES
+            most = LEADS_SECONDS if is_clean(data()) else RECOVERS_SECONDS
             hook.on_each([leader], start_patroni)
-            begin = time.monotonic()
-            while True:
-                try:
-                    wait_until(partial(serves, leader), seconds=LEADS_SECONDS, every_seconds=0.3)
-                    break
-                except FailedForNowError as error:
-                    seconds = time.monotonic() - begin
-                    if crashed and seconds < RECOVERS_SECONDS and data().server_processes:
-                        self.log.info("%s recovers from its crash, %.0f s so far: %s", leader, seconds, error)
-                        continue
-                    warnings.append(
-                        f"{leader}, the leader before, does not lead again after {seconds:.0f} s ({error}), so the "
-                        "others were started too. If another leads now, what was committed on it alone is lost"
-                    )
-                    break
+            warnings = self._wait_for_leader(partial(serves, leader), leader, data, most=most)
         last = {checkpoint.held} & set(members)
         for together in (set(members) - last - {leader}, last):
             hook.on_each(together, start_patroni)
         wait_until(serves, seconds=SERVICE_SECONDS, every_seconds=0.5)
         return warnings
+
+    def _wait_for_leader(
+        self, leads: Callable[[], object], leader: str, data: Callable[[], DataDirectory], *, most: float
+    ) -> list[str]:
+        """Wait until the old leader leads, for longer than a moment only while its server works on its data."""
+        begin = time.monotonic()
+        while True:
+            try:
+                wait_until(leads, seconds=LEADS_SECONDS, every_seconds=0.3)
+                return []
+            except FailedForNowError as error:
+                seconds = time.monotonic() - begin
+                if seconds >= most or not _server_runs(data):
+                    return [
+                        f"{leader}, the leader before, does not lead again after {seconds:.0f} s ({error}), so the "
+                        "others were started too. If another leads now, what was committed on it alone is lost"
+                    ]
+                self.log.info("%s recovers from its crash, %.0f s so far: %s", leader, seconds, error)
+
+
+def _server_runs(data: Callable[[], DataDirectory]) -> bool:
+    """Tell whether a server works there; one on a node that cannot be read is not waited for."""
+    try:
+        return data().server_processes > 0
+    except BluegreenError:
+        return False
 
 
 def _unproven(checkpoint: Checkpoint, warnings: list[str], why: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from bluegreen.hooks.leadership import (
 )
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.hooks.proof import prove_identity
-from bluegreen.hooks.stopping import DOWN_STATES, check_down, cluster_state, stop_member
+from bluegreen.hooks.stopping import check_down, is_clean, stop_member
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 from bluegreen.recovery.standalone import alone_settings, recovery_conf, start_options
@@ -142,7 +142,7 @@ class RejoinMemberOperator(BluegreenOperator):
                 )
             self.log.info("%s is on timeline %s, a line of the leader's, already", self.member, found.timeline)
         else:
-            if cluster_state(found) not in DOWN_STATES:
+            if not is_clean(found):
                 self._recover_crashed(node, state, found, version, seconds=seconds)
             address = checkpoint.members[leader.name]
             result = node.done(

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from bluegreen.checkpoint import MemberAddress, Phase
 from bluegreen.exceptions import RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
-from bluegreen.hooks.node import NodeHook
-from bluegreen.hooks.stopping import DOWN_STATES, cluster_state, stop_member
+from bluegreen.hooks.node import DataDirectory, NodeHook
+from bluegreen.hooks.stopping import cluster_state, is_clean, stop_member
 from bluegreen.operators.base import BluegreenOperator, require_lock
 
 if TYPE_CHECKING:
@@ -81,26 +81,26 @@ class StopMembersOperator(BluegreenOperator):
             hook.node(name, place.ssh_host)
         require_lock(hook, context, survey)
 
-        def stop(node: NodeHook) -> dict[str, object]:
+        def stop(node: NodeHook) -> DataDirectory:
             name = node.member
-            found = stop_member(hook.patroni, node, addresses[name], states[name], discarded=name not in beside)
-            return {"state": cluster_state(found)}
+            return stop_member(hook.patroni, node, addresses[name], states[name], discarded=name not in beside)
 
         with ThreadPoolExecutor(max_workers=1) as pool:
             meanwhile = pool.submit(hook.on_each, beside, stop)
             stopped = hook.on_each(members, stop)
             stopped |= hook.on_each(last, stop)
             stopped |= meanwhile.result()
-        for name, found in sorted(stopped.items()):
-            self.log.info("%s is down: %s", name, found["state"])
+        left_as = {name: cluster_state(found) for name, found in sorted(stopped.items())}
+        for name, state in left_as.items():
+            self.log.info("%s is down: %s", name, state)
         warnings = [
-            f"{name} was not shut down cleanly (pg_controldata: {found['state']}): it had crashed, or its fast "
+            f"{name} was not shut down cleanly (pg_controldata: {state}): it had crashed, or its fast "
             "shutdown took too long. It replays its own WAL once more when it is started or rewound; where it is "
             "put back into service, its unlogged tables are empty"
-            for name, found in sorted(stopped.items())
-            if found["state"] not in DOWN_STATES
+            for name, state in left_as.items()
+            if not is_clean(stopped[name])
         ]
-        return {"stopped": stopped, "warnings": warnings}
+        return {"stopped": {name: {"state": state} for name, state in left_as.items()}, "warnings": warnings}
 
 
 def _mapping(value: object) -> dict[str, MemberAddress]:
