@@ -79,5 +79,8 @@ compose-down: install ## stop it; VOLUMES=1 removes its data, keys and secrets t
 
 test-compose: compose-base ## all that needs separate hosts, and the cluster tests, on a stack made anew
 	@PROFILES=lab,celery $(PYTHON) -m lab.compose fresh
-	@LAB_RUN=compose/run $(PYTHON) -m pytest tests/compose tests/cluster $(if $(CASES),-k "$(CASES)"); code=$$?; \
+	@export LAB_RUN=compose/run; code=0; \
+		$(PYTHON) -m pytest tests/compose tests/cluster $(if $(CASES),-k "$(CASES)") || code=$$?; \
+		echo "The same Airflow with LocalExecutor"; \
+		PROFILES=lab $(PYTHON) -m lab.compose up && $(PYTHON) -m pytest tests/compose/test_airflow.py || code=$$?; \
 		$(PYTHON) -m lab.compose down --volumes; exit $$code

@@ -1,10 +1,11 @@
 #!/bin/bash
 # Make the image that everything in compose/Dockerfile begins with, from Debian's packages, where no image
 # registry can be reached. Where one can, `docker build` pulls it and this is not needed.
+# Exit status 3: it can be had here in neither way.
 set -euo pipefail
 
 image=debian:bookworm-slim
-fail() { echo "compose-base: $*" >&2; exit 1; }
+fail() { echo "compose-base: $*" >&2; exit 3; }
 
 if docker image inspect "$image" >/dev/null 2>&1; then
     echo "$image is there"
@@ -15,7 +16,10 @@ if timeout 60 docker pull -q "$image" >/dev/null 2>&1; then
     exit 0
 fi
 [ "$(id -u)" = 0 ] || fail "$image cannot be pulled, and only root can make it: sudo make compose-base"
-command -v debootstrap >/dev/null || fail "please run: apt-get install debootstrap"
+if ! command -v debootstrap >/dev/null; then
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-remove debootstrap; } >/dev/null \
+        || fail "please install debootstrap"
+fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 echo "Making $image from Debian's packages"

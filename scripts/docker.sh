@@ -1,8 +1,9 @@
 #!/bin/bash
 # A Docker Engine that answers, and Compose: started, or installed from Debian's packages, where that is allowed.
+# Exit status 3: this machine cannot have one.
 set -euo pipefail
 
-fail() { echo "docker: $*" >&2; exit 1; }
+fail() { echo "docker: $*" >&2; exit 3; }
 answers() { docker info >/dev/null 2>&1; }
 has_compose() { docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null; }
 
@@ -11,12 +12,16 @@ if answers && has_compose; then
 fi
 [ "$(id -u)" = 0 ] || fail "Docker Engine with Compose is needed; please install docker.io and docker-compose, let this" \
     "user use it (group docker), or run this as root"
-if ! command -v dockerd >/dev/null || ! has_compose; then
+packages=()
+command -v dockerd >/dev/null || answers || packages+=(docker.io iptables)
+has_compose || packages+=(docker-compose)
+if ((${#packages[@]})); then
     command -v apt-get >/dev/null || fail "please install Docker Engine and Compose"
-    echo "Installing docker.io docker-compose iptables debootstrap"
+    echo "Installing ${packages[*]}"
     log=$(mktemp)
-    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-        docker.io docker-compose iptables debootstrap; } >"$log" 2>&1 || { tail -n 5 "$log" >&2; fail "apt-get failed"; }
+    # an engine from elsewhere stays: Debian's would take its place
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-remove --no-install-recommends \
+        "${packages[@]}"; } >"$log" 2>&1 || { tail -n 5 "$log" >&2; fail "apt-get failed"; }
     rm -f "$log"
 fi
 answers && exit 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import time
 
@@ -14,15 +13,17 @@ import psycopg
 from rich.console import Console
 
 from lab.compose import stack
-from lab.compose.files import BIN_DIR, CLUSTERS, RUN, Place, load_secrets, write_all
+from lab.compose.files import CLUSTERS, RUN, Place, load_secrets, write_all
 from lab.config import CHECKOUT, LabError
 from lab.lifecycle import FRESH, create_roles
 
+# a stack with this file is one that the tests may throw away
+TESTS = RUN / "made-by-tests"
 console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
-    """Run one verb; a LabError is a sentence and exit code 1."""
+    """Run one verb; a LabError is a sentence and exit code 1, or 3 where this machine cannot run the nodes."""
     parser = argparse.ArgumentParser(prog="python -m lab.compose", description="The stack of docker-compose.yaml.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("up", help="make the secrets, build, start, wait until all is healthy")
@@ -36,9 +37,7 @@ def main() -> int:
         if arguments.verb == "up":
             up()
         elif arguments.verb == "fresh":
-            down_all(volumes=True)
-            up()
-            stack.ComposeLab.load(RUN).snapshot(FRESH)
+            fresh()
         elif arguments.verb == "check":
             stack.check_machine()
         elif arguments.verb == "down":
@@ -49,12 +48,31 @@ def main() -> int:
             return demo.main()
     except LabError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"compose: {error}", markup=False)
-        return 1
+        return 3 if isinstance(error, stack.CannotRunHere) else 1
     return 0
 
 
+def fresh() -> None:
+    """Start the stack from nothing, for the tests, and keep its first state.
+
+    :raises LabError: there is one that no test has made: its data are somebody's.
+    """
+    if stack.exists() and not TESTS.exists():
+        raise LabError(
+            "There is a stack already, and the tests begin from nothing: make compose-down VOLUMES=1 ends it"
+        )
+    down_all(volumes=True)
+    RUN.mkdir(mode=0o700)
+    TESTS.touch()
+    up()
+    stack.ComposeLab.load(RUN).snapshot(FRESH)
+
+
 def up() -> None:
-    """Start everything and wait until it is healthy."""
+    """Start everything and wait until it is healthy.
+
+    :raises LabError: when something is not in time, or compose/run belongs to another network.
+    """
     begin = time.monotonic()
     place = Place.load()
     write_all(place)
@@ -63,12 +81,14 @@ def up() -> None:
     console.print("Building the images")
     stack.build_images()
     console.print("Starting the containers")
+    stack.remove_unchosen(place)
     stack.compose("up", "-d", "--no-build")
     if "lab" in place.profiles:
         for cluster, nodes in CLUSTERS.items():
             prepare_cluster(cluster, list(nodes))
         stack.ComposeLab.load(RUN).wait_healthy(60)
     stack.wait_airflow(place)
+    stack.wait_containers()
     console.print(
         f"Healthy after {time.monotonic() - begin:.0f} s\n"
         f"Airflow: http://127.0.0.1:{place.port}, user admin, password in {RUN}/passwords.json",
@@ -98,15 +118,7 @@ def prepare_cluster(cluster: str, nodes: list[str], timeout: float = 180) -> Non
     ) as connection:
         create_roles(connection, known)
     grants = (CHECKOUT / "include" / "sql" / "grants.sql").read_text()
-    command = f"PGOPTIONS='-c client_min_messages=warning' exec {BIN_DIR}/psql -Xqv ON_ERROR_STOP=1 -v role=bluegreen"
-    options_of_docker = ["-i", "-u", "postgres", "-e", "PGPASSWORD", "-e", "PGDATABASE=app"]
-    done = subprocess.run(
-        ["docker", "exec", *options_of_docker, stack.container(leader), "sh", "-c", command],
-        env={**os.environ, "PGPASSWORD": known["postgres"]},
-        input=grants,
-        capture_output=True,
-        text=True,
-    )
+    done = stack.psql(leader, known["postgres"], "-v", "role=bluegreen", stdin=grants)
     if done.returncode:
         raise LabError(f"grants.sql failed on {leader}: {done.stderr.strip()[-500:]}")
 
@@ -119,31 +131,37 @@ def _leads(host: str) -> bool:
 
 
 def down_all(*, volumes: bool) -> None:
-    """Stop everything, whatever profile it was started with."""
-    if not (RUN / "airflow.env").exists():
+    """Stop everything of the project, whatever profile or checkout it was started with.
+
+    :param volumes: and remove all its data, keys and secrets.
+    :raises LabError: when something could not be stopped or removed.
+    """
+    described = (RUN / "airflow.env").exists()
+    if not described and not stack.exists():
+        if volumes:
+            remove_run()
         console.print("There is no stack")
         return
-    stack.compose("down", *(["--volumes"] if volumes else []), profiles=["lab", "celery"])
+    if described:
+        stack.compose("down", *(["--volumes"] if volumes else []), profiles=["lab", "celery"])
+    # what another checkout has started, or a start that was broken off
+    stack.remove("container", "network", *(["volume"] if volumes else []))
     if volumes:
-        # what the nodes have written belongs to users of theirs
-        mount = f"{RUN}:/run-folder"
-        stack.docker(
-            "run",
-            "--rm",
-            "--network",
-            "none",
-            "--entrypoint",
-            "find",
-            "-v",
-            mount,
-            "bluegreen-node",
-            "/run-folder",
-            "-mindepth",
-            "1",
-            "-delete",
-        )
-        shutil.rmtree(RUN, ignore_errors=True)
+        remove_run()
         console.print("Removed all its data, keys and secrets")
+
+
+def remove_run() -> None:
+    """Remove compose/run; what the nodes have written there belongs to users of theirs.
+
+    :raises LabError: when something of it is left.
+    """
+    if RUN.exists() and os.getuid() and stack.docker("image", "inspect", stack.BASE_IMAGE, check=False).returncode == 0:
+        options = ["--rm", "--network", "none", "--entrypoint", "find", "-v", f"{RUN}:/run-folder"]
+        stack.docker("run", *options, stack.BASE_IMAGE, "/run-folder", "-mindepth", "1", "-delete")
+    shutil.rmtree(RUN, ignore_errors=True)
+    if RUN.exists():
+        raise LabError(f"{RUN} could not be removed: it has files of the nodes' users; please remove it as root")
 
 
 if __name__ == "__main__":

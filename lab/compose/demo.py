@@ -65,20 +65,19 @@ def main() -> int:
 def _client(console: Console, demo: ComposeDemo, traffic: Traffic) -> str:
     """Print what the client has seen; return what it must not have seen."""
     begin, end = demo.spans["good"]
-    errors = traffic.errors(begin, end)
-    good = sum(1 for one in traffic.writes if not one.error and begin <= one.begin <= end)
-    console.print("\nWhat the client saw through HAProxy")
-    console.print(f"  good deployment: {good} writes, {len(errors)} errors")
-    if errors:
-        return f"the client had errors during the good deployment: {errors[0].error}"
-    begin, done = demo.spans["bad"]
     mark = datetime.fromisoformat(demo.reports["bad"]["checkpoint"]["taken_at"].replace("Z", "+00:00")).timestamp()
-    if errors := traffic.errors(begin, mark):
+    _, done = demo.spans["bad"]
+    good = [one for one in traffic.writes if not one.error and begin <= one.begin <= end]
+    console.print("\nWhat the client saw through HAProxy")
+    console.print(f"  good deployment: {len(good)} writes, {len(traffic.errors(begin, end))} errors")
+    if errors := traffic.errors(0, mark):
         return f"the client had errors before the rollback: {errors[0].error}"
-    spans = traffic.interruptions(begin, done)
+    if not good:
+        return "the client wrote nothing during the good deployment"
+    spans = traffic.interruptions(mark, done)
     lengths = ", ".join(f"{b - a:.1f} s" for a, b in spans)
-    console.print(f"  bad deployment:  {len(spans)} interruption of writes, {lengths}")
-    faults = traffic.faults(mark, done)
+    console.print(f"  bad deployment:  {len(spans)} interruption{'' if len(spans) == 1 else 's'} of writes, {lengths}")
+    faults = traffic.faults(mark, done, traffic.kept(), len(demo.lab.names) - 1)
     if faults:
         return "; ".join(faults)
     console.print("  afterwards:      only rows from before the mark, and those written after the rollback")

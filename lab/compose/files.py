@@ -85,8 +85,18 @@ class Place:
 
 
 def write_all(place: Place) -> None:
-    """Write everything that is missing or may have changed; secrets and keys are made once."""
+    """Write everything that is missing or may have changed; secrets and keys are made once.
+
+    :raises LabError: when the nodes have data of another network, whose addresses are in them.
+    """
     RUN.mkdir(mode=0o700, exist_ok=True)
+    if (RUN / "place.json").exists():
+        before = json.loads((RUN / "place.json").read_text())["SUBNET"]
+        if before != place.subnet and any((RUN / name / "patroni" / ".seeded").exists() for name in place.hosts):
+            raise LabError(
+                f"SUBNET={place.subnet}: the nodes were made for {before}, expected that, or their data removed: "
+                "make compose-down VOLUMES=1"
+            )
     write_private(RUN / "place.json", json.dumps(place.environment))
     known = load_secrets()
     client = _key(RUN / "client_ed25519", "bluegreen")
@@ -259,12 +269,22 @@ def _write_registry(place: Place) -> None:
     if "lab" not in place.profiles:
         if not REGISTRY.exists():
             shutil.copyfile(CHECKOUT / "include" / "clusters.yaml", REGISTRY)
+            _readable(REGISTRY)
         return
-    with REGISTRY.open("w") as file:
-        yaml = YAML()
-        yaml.default_flow_style = False
-        yaml.width = 4096
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    draft = REGISTRY.with_suffix(".new")
+    with draft.open("w") as file:
         yaml.dump({"clusters": {cluster: registry(place, cluster) for cluster in CLUSTERS}}, file)
+    _readable(draft)
+    draft.replace(REGISTRY)
+
+
+def _readable(path: Path) -> None:
+    """Airflow's user in the containers reads it, whatever the umask here."""
+    path.chmod(0o644)
+    path.parent.chmod(0o755)
 
 
 def registry(place: Place, cluster: str) -> dict[str, Any]:

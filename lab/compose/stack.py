@@ -15,15 +15,21 @@ import psycopg
 from ruamel.yaml import YAML
 
 from lab.cluster import Lab
-from lab.compose.files import CONFIG, DATA_DIR, ETCD_NODES, REGISTRY, RUN, Place, lab_json, load_secrets
+from lab.compose.files import BIN_DIR, CONFIG, DATA_DIR, ETCD_NODES, REGISTRY, RUN, Place, lab_json, load_secrets
 from lab.config import CHECKOUT, LabError
 from lab.standalone import unhealthy
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 BASE_IMAGE = "debian:bookworm-slim"
+PROJECT = "label=com.docker.compose.project=bluegreen"
+WELL = ("running healthy", "exited 0")
 IMAGES = ("node", "services", "airflow")
 # as long as this file is there systemd does not start a killed Patroni again
 NO_RESTART = "/run/systemd/system/patroni.service.d/stays-down.conf"
+
+
+class CannotRunHere(LabError):
+    """This machine cannot run the stack's nodes, whatever is done to the stack."""
 
 
 def docker(*arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -68,7 +74,7 @@ def compose(*arguments: str, profiles: Iterable[str] | None = None) -> None:
 def check_machine() -> None:
     """Try what a node's first process does before systemd: a tree of control groups of its own.
 
-    :raises LabError: when this machine's Docker does not allow it.
+    :raises CannotRunHere: when this machine's Docker does not allow it.
     """
     node = YAML(typ="safe").load(CHECKOUT / "docker-compose.yaml")["x-node"]
     options = ["--rm", "--network", "none"]
@@ -82,7 +88,7 @@ def check_machine() -> None:
     done = docker("run", *options, BASE_IMAGE, "unshare", "--cgroup", "sh", "-c", script, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-300:]
-        raise LabError(f"Docker cannot run containers with systemd here ({said}); the profile lab needs that")
+        raise CannotRunHere(f"Docker cannot run containers with systemd here ({said}); the profile lab needs that")
 
 
 def build_images() -> None:
@@ -96,17 +102,93 @@ def build_images() -> None:
             raise LabError(f"{name} cannot be built: {(done.stderr or done.stdout).strip()[-1500:]}")
 
 
+def exists() -> bool:
+    """Whether Docker has a container or a volume of the project, of whatever checkout."""
+    return any(_ids(kind) for kind in ("container", "volume"))
+
+
+def remove(*kinds: str) -> None:
+    """Remove what Docker has of the project.
+
+    :param kinds: of ``container``, ``network``, ``volume``; in this order.
+    :raises LabError: when it cannot.
+    """
+    for kind in kinds:
+        if ids := _ids(kind):
+            docker(kind, "rm", *(["--force"] if kind == "container" else []), *ids)
+
+
+def _ids(kind: str) -> list[str]:
+    options = ["--all"] if kind == "container" else []
+    return docker(kind, "ls", "--quiet", *options, "--filter", PROJECT).stdout.split()
+
+
+def remove_unchosen(place: Place) -> None:
+    """Remove containers of profiles that are not chosen any more; Compose leaves them running."""
+    for service in services() - services(place):
+        if found := _containers_of(service):
+            docker("container", "rm", "--force", *found)
+
+
+def services(place: Place | None = None) -> set[str]:
+    """The services of docker-compose.yaml.
+
+    :param place: only those of its profiles.
+    """
+    found = YAML(typ="safe").load(CHECKOUT / "docker-compose.yaml")["services"]
+    chosen = {"lab", "celery"} if place is None else set(place.profiles)
+    return {name for name, service in found.items() if not service.get("profiles") or chosen & set(service["profiles"])}
+
+
+def wait_containers(timeout: float = 240) -> None:
+    """Wait until Docker calls every chosen container healthy, and the one that migrates has ended well.
+
+    :raises LabError: when one is not in time.
+    """
+    deadline = time.monotonic() + timeout
+    while missing := {name: state for name in services(Place.load()) if (state := health(name)) not in WELL}:
+        if time.monotonic() > deadline:
+            said = ", ".join(f"{name} is {state}" for name, state in sorted(missing.items()))
+            raise LabError(f"After {timeout:.0f} s {said}; see docker-compose logs")
+        time.sleep(1)
+
+
+def health(service: str) -> str:
+    """What Docker says of a service's container: `running healthy`, `exited 0`, and the like."""
+    how = (
+        "{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}"
+        "{{else if .State.Running}}unchecked{{else}}{{.State.ExitCode}}{{end}}"
+    )
+    return docker("inspect", "--format", how, container(service)).stdout.strip()
+
+
+def _containers_of(service: str) -> list[str]:
+    label = f"label=com.docker.compose.service={service}"
+    return docker("ps", "-aq", "--filter", label, "--filter", PROJECT).stdout.split()
+
+
 def container(service: str) -> str:
     """The id of a service's container.
 
     :raises LabError: there is none.
     """
-    label = f"label=com.docker.compose.service={service}"
-    project = "label=com.docker.compose.project=bluegreen"
-    found = docker("ps", "-aq", "--filter", label, "--filter", project).stdout.split()
+    found = _containers_of(service)
     if len(found) != 1:
         raise LabError(f"Found {len(found)} containers of {service}, expected one: make compose-up")
     return found[0]
+
+
+def psql(node: str, password: str, *options: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run psql in a node's container, over the server's socket, as the superuser."""
+    command = f"PGOPTIONS='-c client_min_messages=warning' exec {BIN_DIR}/psql -Xqv ON_ERROR_STOP=1 \"$@\""
+    options_of_docker = ["-i", "-u", "postgres", "-e", "PGPASSWORD", "-e", "PGDATABASE=app"]
+    return subprocess.run(
+        ["docker", "exec", *options_of_docker, container(node), "sh", "-c", command, "psql", *options],
+        env={**os.environ, "PGPASSWORD": password},
+        input=stdin,
+        capture_output=True,
+        text=True,
+    )
 
 
 class ComposeLab(Lab):
@@ -146,6 +228,11 @@ class ComposeLab(Lab):
     def kill_postgres(self, name: str) -> None:
         """SIGKILL to the postmaster: a crash, which Patroni notices."""
         self.on_node(name, "sh", "-c", f"kill -9 $(head -n 1 {DATA_DIR}/postmaster.pid)")
+
+    def writers(self) -> list[str]:
+        """The members whose server takes writes, asked inside their containers: also those without a network."""
+        query = "select not pg_is_in_recovery()"
+        return [name for name in self.nodes if psql(name, self.info["password"], "-Atc", query).stdout.strip() == "t"]
 
     def postmaster(self, name: str) -> int | None:
         """The pid of PostgreSQL in a member's container, or None."""

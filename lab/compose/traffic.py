@@ -12,6 +12,8 @@ import psycopg
 
 WRITE_EVERY_SECONDS = 0.05
 READ_EVERY_SECONDS = 0.1
+# the server's clock says when the mark was taken, and the transaction id was taken a moment later
+CLOCK_SECONDS = 0.5
 TABLE = """
 drop schema if exists traffic cascade;
 create schema traffic;
@@ -25,6 +27,7 @@ class Attempt:
 
     :param begin: seconds since the epoch.
     :param rows: what a read has seen.
+    :param server: the address of the server that a read has reached.
     """
 
     begin: float
@@ -32,14 +35,19 @@ class Attempt:
     n: int = 0
     error: str = ""
     rows: frozenset[int] = frozenset()
+    server: str = ""
 
 
 @dataclass
 class Endpoint:
-    """One connection through HAProxy, made anew after each error."""
+    """One connection through HAProxy, made anew after each error.
+
+    :param keep: whether it is kept from one statement to the next.
+    """
 
     port: int
     password: str
+    keep: bool = True
     connection: psycopg.Connection[Any] | None = field(default=None, repr=False)
 
     def execute(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -58,10 +66,13 @@ class Endpoint:
                     options="-c statement_timeout=3s",
                 )
             cursor = self.connection.execute(query.encode(), parameters)
-            return cursor.fetchall() if cursor.description else []
+            found = cursor.fetchall() if cursor.description else []
         except psycopg.Error:
             self.close()
             raise
+        if not self.keep:
+            self.close()
+        return found
 
     def close(self) -> None:
         """Forget the connection."""
@@ -73,18 +84,22 @@ class Endpoint:
 class Traffic:
     """Writes through the leader's port, reads through both, from entry to exit.
 
+    A reader keeps its connection, as a pool does, and with it its server; one more connects anew for each read, and so
+    comes to every replica.
+
     :param password: of the role ``release``.
     """
 
     def __init__(self, leader_port: int, replica_port: int, password: str) -> None:
         self.leader_port, self.replica_port, self.password = leader_port, replica_port, password
         self.writes: list[Attempt] = []
-        self.reads: dict[str, list[Attempt]] = {"leader": [], "replica": []}
+        self.reads: dict[str, list[Attempt]] = {"leader": [], "replica": [], "any replica": []}
         self._end = threading.Event()
         self._threads = [
             threading.Thread(target=self._write, daemon=True),
             threading.Thread(target=self._read, args=("leader", leader_port), daemon=True),
             threading.Thread(target=self._read, args=("replica", replica_port), daemon=True),
+            threading.Thread(target=self._read, args=("any replica", replica_port, False), daemon=True),
         ]
 
     def __enter__(self) -> Self:
@@ -109,15 +124,15 @@ class Traffic:
             n += 1
             self.writes.append(_attempt(endpoint, "insert into traffic.writes values (%s)", n))
 
-    def _read(self, kind: str, port: int) -> None:
-        endpoint = Endpoint(port, self.password)
+    def _read(self, kind: str, port: int, keep: bool = True) -> None:
+        endpoint = Endpoint(port, self.password, keep)
         while not self._end.wait(READ_EVERY_SECONDS):
-            self.reads[kind].append(_attempt(endpoint, "select n from traffic.writes"))
+            self.reads[kind].append(_attempt(endpoint, "select n, host(inet_server_addr()) from traffic.writes"))
 
     def errors(self, begin: float, end: float) -> list[Attempt]:
-        """Writes and reads between two moments that failed."""
-        attempts = [*self.writes, *self.reads["leader"], *self.reads["replica"]]
-        return [one for one in attempts if one.error and one.begin >= begin and one.end <= end]
+        """Writes and reads that failed, and of which some part lies between two moments."""
+        attempts = [one for kind in (self.writes, *self.reads.values()) for one in kind]
+        return [one for one in attempts if one.error and one.end >= begin and one.begin <= end]
 
     def interruptions(self, begin: float, end: float) -> list[tuple[float, float]]:
         """Spans without a successful write around failed ones: from the last success to the next."""
@@ -135,15 +150,19 @@ class Traffic:
             found.append((last, end))
         return found
 
-    def faults(self, mark: float, done: float) -> list[str]:
+    def kept(self) -> frozenset[int]:
+        """The rows that are there now."""
+        endpoint = Endpoint(self.leader_port, self.password, keep=False)
+        return frozenset(n for (n,) in endpoint.execute("select n from traffic.writes"))
+
+    def faults(self, mark: float, done: float, kept: frozenset[int], replicas: int) -> list[str]:
         """What a client must never see of a rollback.
 
         :param mark: when the mark was taken, in seconds since the epoch.
         :param done: when the rollback was reported done.
+        :param kept: the rows that were there after the last attempt.
+        :param replicas: how many members new connections for reads must have come to after the rollback.
         """
-        endpoint = Endpoint(self.leader_port, self.password)
-        kept = {n for (n,) in endpoint.execute("select n from traffic.writes")}
-        endpoint.close()
         good = [one for one in self.writes if not one.error]
         found = []
         lost = [one for one in good if one.n not in kept]
@@ -152,24 +171,33 @@ class Traffic:
         spans = self.interruptions(mark, done)
         if len(spans) != 1:
             found.append(f"{len(spans)} interruptions, expected one: {[f'{b - a:.1f} s' for a, b in spans]}")
-        elif late := [one.n for one in lost if one.begin > spans[0][0]]:
-            found.append(f"{len(late)} writes from after the interruption are lost, the first is {late[0]}")
+        else:
+            begin = spans[0][0]
+            if late := [one.n for one in lost if one.begin > begin]:
+                found.append(f"{len(late)} writes from after the interruption are lost, the first is {late[0]}")
+            between = [one.n for one in good if one.begin > mark + CLOCK_SECONDS and one.end <= begin]
+            if survived := [n for n in between if n in kept]:
+                found.append(f"{len(survived)} writes from after the mark are still there, the first is {survived[0]}")
         if not lost:
             found.append("no write was discarded, so this rollback proves nothing")
-        discarded = frozenset(one.n for one in lost)
+        if errors := [one for one in self.errors(done, float("inf")) if one.begin > done]:
+            found.append(f"{len(errors)} errors after the rollback was reported done, the first: {errors[0].error}")
         for kind, reads in self.reads.items():
             after = [one for one in reads if one.begin > done and not one.error]
-            if not after:
+            if not any(one.rows for one in after):
                 found.append(f"nothing was read through the {kind}'s port after the rollback")
-            if wrong := [one for one in after if one.rows & discarded]:
-                found.append(f"{len(wrong)} reads through the {kind}'s port saw discarded rows after the rollback")
+            # what was committed there and never acknowledged counts as well
+            if wrong := [one for one in after if one.rows - kept]:
+                found.append(f"{len(wrong)} reads of the {kind} saw discarded rows after the rollback")
+            if kind == "any replica" and len(servers := {one.server for one in after} - {""}) != replicas:
+                found.append(f"after the rollback reads came to {sorted(servers)}, expected {replicas} replicas")
         return found
 
 
 def _attempt(endpoint: Endpoint, query: str, n: int = 0) -> Attempt:
     begin = time.time()
     try:
-        rows = frozenset(row[0] for row in endpoint.execute(query, (n,) if n else ()))
+        rows = endpoint.execute(query, (n,) if n else ())
     except psycopg.Error as error:
         return Attempt(begin, time.time(), n, " ".join(str(error).split()) or type(error).__name__)
-    return Attempt(begin, time.time(), n, "", rows)
+    return Attempt(begin, time.time(), n, "", frozenset(row[0] for row in rows), rows[0][1] if rows else "")

@@ -24,12 +24,11 @@ SNAPSHOT = "tests"
 HERE = Path(__file__).parent
 
 
-# on containers: what reaches into Airflow's own processes and files, what needs a WAL archive, or the lab's commands
-ONE_MACHINE = {"test_archive.py", "test_journals_alone.py", "test_secrets.py", "test_proof.py"}
+# on containers: what reaches into Airflow's own processes and files, or needs a WAL archive
+ONE_MACHINE = {"test_archive.py", "test_journals_alone.py", "test_secrets.py"}
 ONE_MACHINE_CASES = {
     "test_a_killed_worker_finds_the_same_child_again",
-    "test_members_that_could_not_rejoin_do_so_when_their_tasks_are_cleared",
-    "test_an_old_cluster_that_could_not_be_put_back_is_when_the_task_is_cleared",
+    "test_a_mark_that_the_standby_has_applied_is_taken_again",
 }
 
 
@@ -41,9 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
             if containers and (Path(item.path).name in ONE_MACHINE or item.name in ONE_MACHINE_CASES):
                 item.add_marker(
-                    pytest.mark.skip(
-                        reason="needs Airflow's own processes or files, or the lab's commands, on this machine"
-                    )
+                    pytest.mark.skip(reason="needs Airflow's own processes or files, or a WAL archive, on this machine")
                 )
 
 

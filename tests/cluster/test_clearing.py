@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from tests.cluster.scene import GOOD_MIGRATION, Scene, changed
 from tests.cluster.test_deploy import CHECKS, deploy
 from tests.cluster.verdict import contents, look, unchanged, verdict
+
+from bluegreen.clusters import load_registry
 
 NO_LOCK = "this run does not hold the lock"
 
@@ -118,7 +119,7 @@ def test_an_old_cluster_that_could_not_be_put_back_is_when_the_task_is_cleared(s
     lab = scene.lab
     scene.checkpoint()
     rows = scene.deploy_badly()
-    stop = YAML().load(registry)["clusters"][lab.name]["node"]["stop"]
+    stop = load_registry(registry).get(lab.name).node.stop
     with changed(registry, lab.name, node={"start": "false", "stop": f"test {{member}} = {scene.third} && {stop}"}):
         run_id = scene.trigger("rollback", **scene.rollback_conf())
         assert "Putting the old cluster back into service failed too" in failed(scene, "rollback", run_id)["message"]
@@ -134,7 +135,7 @@ def test_members_that_could_not_rejoin_do_so_when_their_tasks_are_cleared(scene:
     lab = scene.lab
     scene.checkpoint()
     scene.deploy_badly()
-    start = YAML().load(registry)["clusters"][lab.name]["node"]["start"]
+    start = load_registry(registry).get(lab.name).node.start
     with changed(registry, lab.name, node={"start": f"test {{member}} = {scene.held} && {start}"}):
         run_id = scene.trigger("rollback", **scene.rollback_conf())
         assert "there is only forward" in failed(scene, "rollback", run_id)["message"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 import pytest
 from lab.compose.files import Place
 from lab.compose.stack import container, docker, wait_airflow
 from tests.cluster.scene import Scene
 from tests.cluster.verdict import verdict
-from tests.compose.test_hosts import wait_task
+from tests.compose.test_hosts import instances, wait_task
 
 
 def rolled_back(scene: Scene, run_id: str) -> None:
@@ -48,19 +49,17 @@ def test_tasks_are_spread_over_both_workers(scene: Scene) -> None:
 def test_a_task_whose_worker_is_killed_is_finished_by_the_other(scene: Scene) -> None:
     run_id = begin(scene)
     wait_task(scene, run_id, "stop")
-    (first,) = {
-        one["hostname"]
-        for one in scene.airflow.tasks("bluegreen_rollback", run_id)
-        if one["task_id"] == "stop" and one["hostname"]
-    }
+    (task,) = instances(scene, run_id, "stop")
+    first = task["hostname"]
     docker("kill", container(first))
     try:
         rolled_back(scene, run_id)
     finally:
         docker("start", container(first))
     (other,) = {"worker-1", "worker-2"} - {first}
-    tasks = {one["task_id"]: one for one in scene.airflow.tasks("bluegreen_rollback", run_id)}
-    assert tasks["recover"]["hostname"] == other
+    tries = scene.airflow.get(f"dags/bluegreen_rollback/dagRuns/{run_id}/taskInstances/stop/tries")["task_instances"]
+    assert [one["hostname"] for one in tries] == [first, other], tries
+    assert tries[-1]["state"] == "success", tries
 
 
 def test_the_scheduler_is_killed_in_the_middle(scene: Scene) -> None:
@@ -71,6 +70,9 @@ def test_the_scheduler_is_killed_in_the_middle(scene: Scene) -> None:
     docker("start", container("scheduler"))
     wait_airflow(Place.load())
     rolled_back(scene, run_id)
+    (task,) = instances(scene, run_id, "recover")
+    # with LocalExecutor the task has died with the scheduler
+    assert task["try_number"] == (1 if Place.load().celery else 2), task
 
 
 def test_the_metadata_database_restarts_in_the_middle(scene: Scene) -> None:
@@ -79,3 +81,6 @@ def test_the_metadata_database_restarts_in_the_middle(scene: Scene) -> None:
     docker("restart", container("metadata"))
     wait_airflow(Place.load())
     rolled_back(scene, run_id)
+    ended = datetime.fromisoformat(scene.airflow.get(f"dags/bluegreen_rollback/dagRuns/{run_id}")["end_date"])
+    started = docker("inspect", "--format", "{{.State.StartedAt}}", container("metadata")).stdout.strip()
+    assert datetime.fromisoformat(f"{started[:26]}+00:00") < ended, "the rollback was over before the restart"
