@@ -71,7 +71,7 @@ def _client(console: Console, demo: ComposeDemo, traffic: Traffic) -> str:
     console.print("\nWhat the client saw through HAProxy")
     console.print(f"  good deployment: {len(good)} writes, {len(traffic.errors(begin, end))} errors")
     if errors := traffic.errors(0, mark):
-        return f"the client had errors before the rollback: {errors[0].error}"
+        return f"the client had errors before the rollback, the first: {errors[0]}"
     if not good:
         return "the client wrote nothing during the good deployment"
     spans = traffic.interruptions(mark, done)

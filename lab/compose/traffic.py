@@ -14,6 +14,7 @@ WRITE_EVERY_SECONDS = 0.05
 READ_EVERY_SECONDS = 0.1
 # the server's clock says when the mark was taken, and the transaction id was taken a moment later
 CLOCK_SECONDS = 0.5
+SEEN = "select n, host(inet_server_addr()) from traffic.writes"
 TABLE = """
 drop schema if exists traffic cascade;
 create schema traffic;
@@ -26,6 +27,7 @@ class Attempt:
     """One write or read.
 
     :param begin: seconds since the epoch.
+    :param kind: `write`, or of which reader it is.
     :param rows: what a read has seen.
     :param server: the address of the server that a read has reached.
     """
@@ -36,6 +38,11 @@ class Attempt:
     error: str = ""
     rows: frozenset[int] = frozenset()
     server: str = ""
+    kind: str = "write"
+
+    def __str__(self) -> str:
+        """What became of it, for a sentence."""
+        return f"{self.kind}, after {self.end - self.begin:.1f} s: {self.error or 'well'}"
 
 
 @dataclass
@@ -127,7 +134,7 @@ class Traffic:
     def _read(self, kind: str, port: int, keep: bool = True) -> None:
         endpoint = Endpoint(port, self.password, keep)
         while not self._end.wait(READ_EVERY_SECONDS):
-            self.reads[kind].append(_attempt(endpoint, "select n, host(inet_server_addr()) from traffic.writes"))
+            self.reads[kind].append(_attempt(endpoint, SEEN, kind=f"read of the {kind}"))
 
     def errors(self, begin: float, end: float) -> list[Attempt]:
         """Writes and reads that failed, and of which some part lies between two moments."""
@@ -181,7 +188,7 @@ class Traffic:
         if not lost:
             found.append("no write was discarded, so this rollback proves nothing")
         if errors := [one for one in self.errors(done, float("inf")) if one.begin > done]:
-            found.append(f"{len(errors)} errors after the rollback was reported done, the first: {errors[0].error}")
+            found.append(f"{len(errors)} errors after the rollback was reported done, the first: {errors[0]}")
         for kind, reads in self.reads.items():
             after = [one for one in reads if one.begin > done and not one.error]
             if not any(one.rows for one in after):
@@ -194,10 +201,10 @@ class Traffic:
         return found
 
 
-def _attempt(endpoint: Endpoint, query: str, n: int = 0) -> Attempt:
+def _attempt(endpoint: Endpoint, query: str, n: int = 0, kind: str = "write") -> Attempt:
     begin = time.time()
     try:
         rows = endpoint.execute(query, (n,) if n else ())
     except psycopg.Error as error:
-        return Attempt(begin, time.time(), n, " ".join(str(error).split()) or type(error).__name__)
-    return Attempt(begin, time.time(), n, "", frozenset(row[0] for row in rows), rows[0][1] if rows else "")
+        return Attempt(begin, time.time(), n, " ".join(str(error).split()) or type(error).__name__, kind=kind)
+    return Attempt(begin, time.time(), n, "", frozenset(row[0] for row in rows), rows[0][1] if rows else "", kind)
