@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pytest
 from lab.cluster import Lab
 from lab.lifecycle import etcd_answers
 from lab.standalone import Airflow
@@ -183,8 +182,7 @@ def clock(hours: int) -> Callable[[Place], Mend]:
 
     def turn(place: Place) -> Mend:
         library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-        if library is None:
-            pytest.skip("needs Debian's package faketime")
+        assert library, "Debian's package faketime is not there: make install"
         lab, patroni = place.lab, Path(place.lab.info["patronictl"]).with_name("patroni")
         environment = f"LD_PRELOAD={library} FAKETIME={hours:+d}h FAKETIME_DONT_FAKE_MONOTONIC=1"
         lab.stop_patroni(place.member)

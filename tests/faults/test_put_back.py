@@ -23,6 +23,7 @@ from tests.faults.play import RUN_SECONDS, broken_run
 from bluegreen.operators.put_back import LEADS_SECONDS
 
 
+@pytest.mark.whole  # the server is slowed by a mount, which a container may not make
 def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
     stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
 ) -> None:
