@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
+from tests.faults.sentences import CLAIMS
 
 from bluegreen.exceptions import FailedForNowError, UnreachableError
 from bluegreen.operators import report as report_module
@@ -109,6 +111,9 @@ def _report(
     xcoms |= {(name, "changed"): value for name, value in (changed or {}).items()}
     report = operator.execute({"ti": TaskInstance(states, xcoms), "dag_run": Run()})  # type: ignore[arg-type]
     json.dumps(report)
+    if report["result"] in ("failed", "refused"):
+        claimed = [claim for claim in CLAIMS[operation] if re.search(claim, report["message"])]
+        assert len(claimed) == 1, f"the matrix of faults cannot judge {report['message']!r}: {claimed}"
     return report
 
 
@@ -127,6 +132,8 @@ CHECKPOINT = {
     "expires_at": "2026-11-25T14:00:00+00:00",
 }
 
+
+UNPROVEN = "n2, the held member, cannot be read. When it answers again, run bluegreen_rollback again: it goes on"
 
 # What every report has
 
@@ -308,10 +315,10 @@ def test_what_the_first_task_refuses_is_refused_and_nothing_was_changed(kind: st
             "was proven again. Mend what the sentence names, then run bluegreen_rollback again.",
         ),
         (
-            {"put_back": True, "lost": "checkpoint bg_1 is lost", "checkpoint": CHECKPOINT},
-            "but checkpoint bg_1 is lost. Run bluegreen_resume",
+            {"put_back": True, "lost": "checkpoint bg_1 is lost: no WAL; take a new one", "checkpoint": CHECKPOINT},
+            "but checkpoint bg_1 is lost: no WAL; take a new one. Run bluegreen_resume",
         ),
-        ({"put_back": True, "unproven": "n2 cannot be read", "checkpoint": CHECKPOINT}, "; but n2 cannot be read."),
+        ({"put_back": True, "unproven": UNPROVEN, "checkpoint": CHECKPOINT}, f"deployment in it; but {UNPROVEN}."),
         ({"put_back": False, "locked_out": True, "checkpoint": CHECKPOINT}, "it put nothing back"),
         ({"put_back": False, "checkpoint": {**CHECKPOINT, "phase": "promoted"}}, "n2 is promoted at the mark"),
         (None, "Putting the old cluster back into service failed too: n1 does not start. Whether the held member is"),
@@ -444,7 +451,7 @@ def test_a_failed_resume_says_what_to_run() -> None:
     ("phase", "put_back", "sentence"),
     [
         ("stopping", {"put_back": True}, "put back into service"),
-        ("stopping", {"put_back": True, "unproven": "n2 cannot be read"}, "deployment in it; but n2 cannot be read."),
+        ("stopping", {"put_back": True, "unproven": UNPROVEN}, f"deployment in it; but {UNPROVEN}."),
         (
             "stopping",
             {"put_back": False, "untouched": True, "checkpoint": {"phase": "stopping"}},
