@@ -187,6 +187,9 @@ def _cases() -> Iterator[Case]:
             (rollback, "recover", "during", "held"),
             (rollback, "rejoin", "during", "third"),
         ],
+        damage.ssh_cut_in("ctl", only="stop"): [(rollback, "stop", "before", "leader")],
+        damage.ssh_cut_in("pg_ctl", only="start"): [(rollback, "recover", "before", "held")],
+        damage.ssh_cut_in("pg_rewind"): [(rollback, "rejoin", "before", "third")],
         damage.ssh_hangs: [
             (checkpoint, "hold", "before", "held"),
             (resume, "close", "before", "third"),
