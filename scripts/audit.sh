@@ -1,6 +1,6 @@
 #!/bin/bash
-# Look every locked package up in the database of known vulnerabilities; 1 when one is known or pip-audit fails, and
-# a sentence where the database cannot be reached.
+# Look every locked package up in the database of known vulnerabilities; 1 when one is known or pip-audit fails. Where
+# the database cannot be reached, or has no data, it says that the audit was not done, and why: no reason to test nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,6 +12,9 @@ if [ ! -x $venv/bin/pip-audit ]; then
         >"$log" 2>&1 || { tail -n 5 "$log" >&2; echo "audit: pip-audit could not be installed" >&2; exit 1; }
     rm -f "$log"
 fi
+# What requests and pip-audit say of a database that does not answer, and of nothing else: not of a bad certificate.
+unreachable='^requests\.exceptions\.(ConnectionError|ProxyError|ConnectTimeout|ReadTimeout|ChunkedEncodingError): |'
+unreachable+='^requests\.exceptions\.HTTPError: 5[0-9][0-9] |Could not connect to .* vulnerability feed'
 status=0
 for lock in requirements.lock lab/requirements.lock compose/requirements.lock; do
     out=$(mktemp)
@@ -23,11 +26,13 @@ for lock in requirements.lock lab/requirements.lock compose/requirements.lock; d
         echo "audit: $lock: $(grep '^Found' <<<"$said")" >&2
         status=1
     elif [ "$skipped" != 0 ]; then
-        echo "audit: $lock: the database cannot be reached from here: $skipped packages were not audited"
+        echo "audit: $lock: NOT DONE for $skipped packages: the database answers, and has no data on them (404)"
     elif grep -q 'No known vulnerabilities found' <<<"$said"; then
         echo "audit: $lock: no known vulnerability"
+    elif why=$(grep -Eom 1 "($unreachable).*" <<<"$said"); then
+        echo "audit: $lock: NOT DONE: the database cannot be reached: ${why:0:300}"
     elif [ $code = 124 ]; then
-        echo "audit: $lock: the database did not answer within 300 s: nothing was audited"
+        echo "audit: $lock: NOT DONE: the database did not answer within 300 s"
     else
         echo "audit: $lock: pip-audit ended with $code: $(tail -n 1 <<<"$said")" >&2
         status=1

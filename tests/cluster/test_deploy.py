@@ -9,9 +9,12 @@ import time
 from typing import Any
 
 import psutil
+from airflow.sdk import Connection
 from lab.standalone import Airflow
 from tests.cluster.scene import BAD_MIGRATION, GOOD_MIGRATION, Scene, wait_for
 from tests.cluster.verdict import contents, verdict
+
+from bluegreen.hooks.postgres import MemberSql
 
 CHECKS = ["select count(*) = 1000 from orders", "select bool_and(total > 0) from orders"]
 
@@ -42,6 +45,18 @@ def test_failed_checks_roll_back(scene: Scene) -> None:
     record = report["checkpoint"]
     assert record["deployment"]["run_id"] == run_id
     verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=record["held"], after_xid=record["xid"])
+
+
+def test_a_check_with_a_large_answer_does_not_fill_the_memory(clean: Scene) -> None:
+    node, user = clean.lab.nodes[clean.leader], str(clean.lab.info["superuser"])
+    login = {"login": user, "password": clean.lab.info["users"][user], "extra": json.dumps(clean.lab.libpq)}
+    connection = Connection(conn_id="lab", conn_type="postgres", schema="app", **login)
+    begin = psutil.Process().memory_info().rss
+    with MemberSql(connection, node.name, node.host, node.port, read_only=True) as sql:
+        rows = sql.first_rows("select true as well from pg_class a, pg_class b, pg_class c", doing="check 1")
+        assert rows == [{"well": True}] * 2
+        assert sql.first_rows("select true as well", doing="check 2") == [{"well": True}], "the rest was not cancelled"
+    assert psutil.Process().memory_info().rss - begin < 64 * 1024**2
 
 
 def test_a_command_finds_the_primary_and_its_failure_rolls_back(scene: Scene) -> None:

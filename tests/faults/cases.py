@@ -84,6 +84,33 @@ class Case:
         cut_off = self.fault is damage.etcd_stopped and (self.operation, self.task) == ("rollback", "rejoin")
         return cut_off or (killed and at and self.member == "held")
 
+    @property
+    def person(self) -> bool:
+        """Whether the state after the run may need a person.
+
+        Only where the checkpoint itself is lost, or where the fault comes when the operation has changed something and
+        lasts until its end, so that it takes away what both undoing and going on need. Whoever else is left half-way is
+        a mistake of the product.
+        """
+        if self.lost:
+            return True
+        half_way = _reached(self, *HALF_WAY[self.operation])
+        promoted = self.operation == "rollback" and _reached(self, "recover", "after")
+        if self.mend_after is not None or not (half_way or self.fault is damage.etcd_stopped):
+            return False
+        if self.fault is damage.etcd_stopped:
+            # before anything was changed it refuses; a rollback needs the DCS only after its promotion
+            return half_way or self.operation == "rollback"
+        if self.fault in TAKES_AWAY:
+            # only the held member is changed by a checkpoint
+            return self.operation != "checkpoint" or self.member == "held"
+        # going on needs these, and nothing is undone; Airflow may use up a task's tries while it comes back
+        return promoted and (
+            self.fault is damage.airflow_killed
+            or self.fault.__name__ in ("patronictl_fails", "patronictl_hangs", "ctl_fails")
+            or (self.fault.__name__ == "pg_rewind_fails" and self.conf.get("rejoin") == "rewind")
+        )
+
     def point(self, member: str) -> Point:
         """Where the task stops for the fault."""
         dag = f"bluegreen_{self.operation}"
@@ -91,6 +118,30 @@ class Case:
             kind, edge, match = DURING[self.operation][self.task]
             return Point(dag, self.task, kind, edge, match)
         return Point(dag, self.task, "task", "begin" if self.moment == "before" else "end", "")
+
+
+# from here on an operation has changed something: the hold is written or taken out, everybody is stopped
+HALF_WAY = {"checkpoint": ("hold", "during"), "resume": ("release", "during"), "rollback": ("recover", "before")}
+MOMENTS = ("before", "during", "after")
+# a member cannot be reached, or a person has put something where the product must not choose
+TAKES_AWAY = frozenset(
+    {
+        damage.ssh_refused,
+        damage.ssh_hangs,
+        damage.host_key_changed,
+        damage.host_gone,
+        damage.patroni_killed,
+        damage.postgres_stopped,
+        damage.person_restores_yaml,
+    }
+)
+
+
+def _reached(case: Case, step: str, moment: str) -> bool:
+    """Whether a case's point is this one or a later one."""
+    steps = STEPS[case.operation]
+    here = (steps.index(case.task), MOMENTS.index(case.moment))
+    return here >= (steps.index(step), MOMENTS.index(moment))
 
 
 WHOLE = frozenset(
@@ -136,6 +187,9 @@ def _cases() -> Iterator[Case]:
             (rollback, "recover", "during", "held"),
             (rollback, "rejoin", "during", "third"),
         ],
+        damage.ssh_cut_in("ctl", only="stop"): [(rollback, "stop", "before", "leader")],
+        damage.ssh_cut_in("pg_ctl", only="start"): [(rollback, "recover", "before", "held")],
+        damage.ssh_cut_in("pg_rewind"): [(rollback, "rejoin", "before", "third")],
         damage.ssh_hangs: [
             (checkpoint, "hold", "before", "held"),
             (resume, "close", "before", "third"),

@@ -7,13 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pytest
 from lab.cluster import Lab
 from lab.lifecycle import etcd_answers
 from lab.standalone import Airflow
@@ -21,6 +21,8 @@ from tests.cluster.scene import Scene, changed, of_root, wait_for
 from tests.faults.breakpoints import Breakpoints
 
 Mend = Callable[[], None]
+RUNS_ON_SECONDS = 6
+"""How long a command goes on after its connection was cut: longer than the first retry takes to come."""
 
 
 @dataclass
@@ -183,8 +185,7 @@ def clock(hours: int) -> Callable[[Place], Mend]:
 
     def turn(place: Place) -> Mend:
         library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-        if library is None:
-            pytest.skip("needs Debian's package faketime")
+        assert library, "Debian's package faketime is not there: make install"
         lab, patroni = place.lab, Path(place.lab.info["patronictl"]).with_name("patroni")
         environment = f"LD_PRELOAD={library} FAKETIME={hours:+d}h FAKETIME_DONT_FAKE_MONOTONIC=1"
         lab.stop_patroni(place.member)
@@ -259,6 +260,50 @@ def program(name: str, how: str, *, only: str = "") -> Callable[[Place], Mend]:
     return cover
 
 
+def ssh_cut_in(name: str, *, only: str = "") -> Callable[[Place], Mend]:
+    """The member's SSH sessions are cut while a program runs there, which goes on all the same.
+
+    :param name: as in `program`.
+    :param only: as in `program`.
+    """
+
+    def cut(place: Place) -> Mend:
+        info, member = place.lab.info, place.lab.nodes[place.member]
+        path = Path(info[name]) if name in info else Path(info["bin_dir"]) / name
+        waits = f'case " $* " in *" {only} "*) sleep {RUNS_ON_SECONDS};; esac' if only else f"sleep {RUNS_ON_SECONDS}"
+        uncover = _covered(place, path, _as_itself(place, path, waits))
+        over = threading.Event()
+
+        def runs() -> bool:
+            for process in psutil.process_iter(["cmdline"]):
+                words = process.info["cmdline"] or []
+                here = member.name in words or any(str(member.data_dir) in word for word in words)
+                if str(path) in words and only in ("", *words) and here:
+                    return True
+            return False
+
+        def watch() -> None:
+            while not over.wait(0.1):
+                if runs():
+                    ssh_cut(place)
+                    return
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+
+        def mend() -> None:
+            missed = thread.is_alive()
+            over.set()
+            thread.join(10)
+            uncover()
+            assert not missed, f"{name} did not run on {member.name}: nothing was cut"
+
+        return mend
+
+    cut.__name__ = f"ssh_cut_in_{name}"
+    return cut
+
+
 def slow_server(place: Place, *, seconds: int = 8, mode: str = "") -> Mend:
     """The member's server takes some seconds until it starts, as one that has much to recover.
 
@@ -266,10 +311,13 @@ def slow_server(place: Place, *, seconds: int = 8, mode: str = "") -> Mend:
     """
     path = Path(place.lab.info["bin_dir"]) / "postgres"
     data_dir = place.lab.nodes[place.member].data_dir
-    # its first argument says where it finds its files
-    real = f'exec bash -c \'exec -a "$0" "$@"\' {path} {place.folder / "real"} "$@"'
     slow = f'case "$*" in *"{mode}"*"{data_dir}"*) cd {data_dir}; sleep {seconds};; esac'
-    return _covered(place, path, f"{slow}\n{real}")
+    return _covered(place, path, _as_itself(place, path, slow))
+
+
+def _as_itself(place: Place, path: Path, first: str) -> str:
+    """Lines that go on as the program under its own name, by which PostgreSQL's programs find their files."""
+    return f'{first}\nexec bash -c \'exec -a "$0" "$@"\' {path} {place.folder / "real"} "$@"'
 
 
 def _covered(place: Place, path: Path, first: str, interpreter: str = "") -> Mend:

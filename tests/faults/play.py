@@ -13,7 +13,7 @@ from tests.cluster.scene import Scene, wait_for
 from tests.cluster.verdict import Contents
 from tests.faults.cases import Case
 from tests.faults.damage import Place, patroni_killed
-from tests.faults.judge import Expectation, Outcome, settle, two_leaders, wrongs
+from tests.faults.judge import Expectation, Outcome, emptied, not_as_written, settle, taking_writes, wrongs
 
 RUN_SECONDS = 420
 REACH_SECONDS = 120
@@ -52,10 +52,15 @@ def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> 
         report = scene.airflow.xcom(dag, run_id, "report") or {}
         found.said = str(report.get("message") or "")
         outcome = settle(expected)
-        found.wrong += wrongs(case.operation, state, report, outcome)
+        found.wrong += wrongs(expected, state, report, outcome)
         found.verdict = outcome.state or "person"
-        if outcome.state != "after":
+        if outcome.state == "after":
+            found.wrong += not_as_written(expected)
+        else:
             _again(case, expected, conf, outcome, found)
+        if found.verdict == "person" and not case.person:
+            lacks = "; ".join(outcome.lacks.get("before", [])[:6])
+            found.wrong.append(f"nothing about this fault needs a person; to the state before lacks: {lacks}")
     found.seconds = round(time.monotonic() - begin, 1)
     return found
 
@@ -111,26 +116,37 @@ def _again(case: Case, expected: Expectation, conf: dict[str, Any], outcome: Out
             found.wrong.append(f"nobody says that the checkpoint is lost: {found.said} / {found.again}")
         if not case.comes_back or state == "failed":
             found.verdict = "person"
-            if state != "failed" or settle(expected).state != "before":
+            then = settle(expected)
+            found.wrong += wrongs(expected, state, report, then)
+            if state != "failed" or then.state != "before":
                 found.wrong.append(f"the checkpoint is lost, but the second run is {state}: {found.again}")
             return
     then = settle(expected, wanted="after")
-    found.wrong += wrongs(case.operation, state, report, then)
-    if then.state != "after":
+    found.wrong += wrongs(expected, state, report, then)
+    if then.state == "after":
+        found.wrong += not_as_written(expected)
+    else:
         lacks = "; ".join(then.lacks.get("after", [])[:6])
         found.wrong.append(f"the same run again is {state} ({found.again}); still missing: {lacks}")
 
 
 @contextlib.contextmanager
 def _watched(scene: Scene, orphan: str, wrong: list[str]) -> Iterator[None]:
-    """Look all the time for two members that take writes."""
-    see, end = two_leaders(scene, orphan), threading.Event()
+    """Look all the time for two members that take writes, and for data that goes while no other member does.
+
+    :param orphan: a member whose Patroni the fault kills: without a watchdog nobody stops its server.
+    """
+    see_emptied, end = emptied(scene), threading.Event()
 
     def watch() -> None:
+        told = False
         while not end.wait(0.5):
-            if leaders := see():
-                wrong.append(f"two members took writes at once: {', '.join(leaders)}")
-                return
+            leaders = taking_writes(scene)
+            if gone := see_emptied(leaders):
+                wrong.append(f"the data went while no other member took writes: {', '.join(gone)}")
+            if not told and len(rivals := sorted({*leaders} - {orphan})) > 1:
+                wrong.append(f"two members took writes at once: {', '.join(rivals)}")
+                told = True
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

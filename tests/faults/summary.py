@@ -11,6 +11,7 @@ from pathlib import Path
 from lab.config import CHECKOUT
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def main() -> int:
@@ -22,12 +23,13 @@ def main() -> int:
     for heading in ("case", "verdict", "seconds", "the report said"):
         table.add_column(heading, justify="right" if heading == "seconds" else "left", overflow="fold")
     for one in found:
-        verdict = "[red]WRONG[/]" if one["wrong"] else one["verdict"]
-        table.add_row(one["case"], verdict, f"{one['seconds']:.0f}", one["said"][:300])
+        # a sentence may hold what looks like markup
+        verdict = Text("WRONG", "red") if one["wrong"] else Text(one["verdict"])
+        table.add_row(Text(one["case"]), verdict, f"{one['seconds']:.0f}", Text(one["said"][:300]))
     console.print(table)
     for one in found:
         if one["verdict"] == "person":
-            console.print(f"[bold]{one['case']}[/] needs a person, who is told: {one['said']}", markup=True)
+            console.print(Text.assemble((one["case"], "bold"), f" needs a person, who is told: {one['said']}"))
         for line in one["wrong"]:
             console.print(f"WRONG {one['case']}: {line}", markup=False)
     counted = Counter("wrong" if one["wrong"] else one["verdict"] for one in found)

@@ -23,6 +23,7 @@ from tests.faults.play import RUN_SECONDS, broken_run
 from bluegreen.operators.put_back import LEADS_SECONDS
 
 
+@pytest.mark.whole  # the server is slowed by a mount, which a container may not make
 def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
     stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
 ) -> None:
@@ -102,6 +103,34 @@ def test_an_old_leader_that_recovers_from_its_crash_leads_before_the_others_star
     verdict(lab, before=scene.fresh, rows=stage.deployed)
 
 
+@pytest.mark.whole
+def test_a_refused_rollback_puts_back_what_a_former_one_has_stopped(
+    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
+) -> None:
+    scene = stage.set("rollback")
+    lab = scene.lab
+
+    def lost_and_nobody_starts(place: damage.Place) -> damage.Mend:
+        damage.mark_not_in_wal(place)
+        return damage.program("ctl", "fails")(place)
+
+    case = Case("rollback", "recover", "before", lost_and_nobody_starts)
+    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable), scene.rollback_conf())
+
+    report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
+    assert "Putting the old cluster back into service failed too" in report["message"], report
+    assert lab.leader() is None
+
+    said = scene.refused("rollback", **scene.rollback_conf())
+    assert "is lost" in said and "The old cluster was put back into service, with the deployment in it; but" in said, (
+        said
+    )
+    assert "Nothing was changed" not in said
+    assert contents(lab, scene.leader) == stage.deployed
+    scene.must("resume")
+    verdict(lab, before=scene.fresh, rows=stage.deployed)
+
+
 def test_the_others_serve_where_the_held_member_cannot_be_started(
     stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
 ) -> None:
@@ -123,6 +152,7 @@ def test_the_others_serve_where_the_held_member_cannot_be_started(
     report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
     assert report["result"] == "failed", report
     assert "The old cluster was put back into service, with the deployment in it" in report["message"], report
+    assert f"; but {scene.held}, the held member," in report["message"], report
     assert "was proven again" not in report["message"] and "may serve nobody" not in report["message"], report
     assert any(f"{scene.held}, the held member," in warning for warning in report["warnings"]), report["warnings"]
     assert serving == [stage.deployed]

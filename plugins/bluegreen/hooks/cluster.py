@@ -58,6 +58,11 @@ class Survey:
             if member in self.problems:
                 raise self.problems[member]
 
+    def reached(self, member: str) -> bool:
+        """Tell whether a member's node answered over SSH, be it with a refusal or with something that is no answer."""
+        problem = self.problems.get(member)
+        return member in self.states or (problem is not None and not isinstance(problem, UnreachableError))
+
     def known_checkpoint(self) -> Checkpoint | None:
         """Return the checkpoint; None only where every node was read: a journal that nobody can read may be there.
 

@@ -28,6 +28,7 @@ from bluegreen.exceptions import FailedForNowError, OutcomeUnknownError, Refused
 from bluegreen.recovery.node_config import NodeConfig, parse_node_config
 
 CONNECT_TIMEOUT_SECONDS = 5
+SSH_PORT = 22
 OUTPUT_LIMIT_BYTES = 8 * 1024 * 1024
 QUIET_SECONDS = 1.0
 CONTROL_TIMELINES = ("Latest checkpoint's TimeLineID", "Min recovery ending loc's timeline")
@@ -239,6 +240,16 @@ class NodeHook:
     def config_path(self) -> str:
         """Where Patroni's configuration belongs on this node."""
         return self.commands.patroni_config
+
+    @property
+    def ssh_port(self) -> int:
+        """Where its SSH server listens.
+
+        :raises RefusedError: as :meth:`prepare` does.
+        """
+        self.prepare()
+        assert self._ssh is not None
+        return int(self._ssh.port or SSH_PORT)
 
     def prepare(self) -> Self:
         """Read the connection from Airflow; done before threads start, since it asks Airflow's API.

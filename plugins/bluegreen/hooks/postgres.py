@@ -6,8 +6,10 @@ Source: Airflow's postgres provider (``PostgresHook``, psycopg 3).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from itertools import islice
+from typing import Any, Self, cast
 
 import psycopg
 from airflow.providers.postgres.hooks.postgres import PostgresHook
@@ -152,15 +154,42 @@ class MemberSql:
         return rows[0]
 
     def execute(self, sql: str, values: Mapping[str, object] | None = None, *, doing: str) -> list[Row]:
-        """Run one statement in a transaction of its own.
+        """Run one statement in a transaction of its own and return all its rows.
 
         :raises OutcomeUnknownError: when the connection was lost before the answer.
         """
+        with self._cursor(doing) as cursor:
+            cursor.execute(sql, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def first_rows(self, sql: str, *, doing: str, most: int = 2) -> list[Row]:
+        """Run one statement of somebody else's in a transaction of its own and return its first rows.
+
+        The rows come one at a time, and what is left of them is cancelled: a large answer does not fill the
+        memory (libpq, "Retrieving Query Results in Chunks").
+
+        :raises BluegreenError: as :meth:`execute` does.
+        """
+        with self._cursor(doing) as cursor, closing(cast("Generator[Row]", cursor.stream(sql))) as rows:
+            return list(islice(rows, most))
+
+    def run(self, sql: str, *, doing: str) -> None:
+        """Run a text of somebody else's, and throw its rows away.
+
+        It goes to the server as it is, by the simple query protocol, which takes several statements too. libpq
+        receives all rows of each before they are thrown away: what returns many belongs into a command.
+
+        :raises BluegreenError: as :meth:`execute` does.
+        """
+        with self._cursor(doing) as cursor:
+            cursor.execute(sql)
+
+    @contextmanager
+    def _cursor(self, doing: str) -> Iterator[psycopg.Cursor[Row]]:
         conn = self._connect()
         try:
             with conn.cursor(row_factory=dict_row) as cursor:
-                cursor.execute(sql, values)
-                return cursor.fetchall() if cursor.description else []
+                yield cursor
         except psycopg.errors.InsufficientPrivilege as error:
             raise RefusedError(
                 f"{self.where}: the role may not do {doing} ({_text(error)}); apply include/sql/grants.sql"

@@ -178,16 +178,19 @@ def is_clean(found: DataDirectory) -> bool:
     return cluster_state(found) in DOWN_STATES
 
 
-def check_host_down(member: str, address: MemberAddress, *, ssh_answers: bool) -> None:
+def check_host_down(node: NodeHook, address: MemberAddress, *, reached: bool) -> None:
     """Refuse a declaration that a host is down when something of it answers.
 
+    An SSH server that lets nobody in lives too: with a changed host key, or where sudo is refused.
+
+    :param reached: whether its SSH server has answered already, whatever it said.
     :raises RefusedError: when PostgreSQL, Patroni or SSH of it answers.
     """
     api = httpx.URL(address.api_url)
     answering = [
         name
         for name, answers in (
-            ("SSH", ssh_answers),
+            ("SSH", reached or listens(node.address, node.ssh_port)),
             ("PostgreSQL", listens(address.host, address.port)),
             ("Patroni", api.port is not None and listens(api.host, api.port)),
         )
@@ -195,6 +198,6 @@ def check_host_down(member: str, address: MemberAddress, *, ssh_answers: bool) -
     ]
     if answering:
         raise RefusedError(
-            f"{member} was declared down (hosts_down), but {' and '.join(answering)} on {address.host} answers; "
+            f"{node.member} was declared down (hosts_down), but {' and '.join(answering)} on {address.host} answers; "
             "expected nothing to. Leave it out of hosts_down"
         )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROBLEM_KEY = "problem"
+CHANGED_KEY = "changed"
 CHILD_REPORT_KEY = "child_report"
 DEPLOY_DAG_ID = "bluegreen_deploy"
 CHILD_MARK = "__bluegreen_"

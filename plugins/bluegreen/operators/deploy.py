@@ -96,9 +96,9 @@ class PlanDeploymentOperator(BluegreenOperator):
 class RunDeploymentOperator(PlanDeploymentOperator):
     """Run the deployment on the primary; never retried, since half a migration must not run twice.
 
-    SQL runs statement by statement, each in a transaction of its own unless the file begins one. A
-    command runs on the worker and finds the primary in ``PGHOST``, ``PGPORT``, ``PGUSER``,
-    ``PGDATABASE`` and ``PGPASSFILE``.
+    SQL runs statement by statement, each in a transaction of its own unless the file begins one; what a statement
+    returns is received whole and thrown away, so one that returns many rows belongs into a command. A command runs
+    on the worker and finds the primary in ``PGHOST``, ``PGPORT``, ``PGUSER``, ``PGDATABASE`` and ``PGPASSFILE``.
 
     Example::
 
@@ -132,7 +132,7 @@ class RunDeploymentOperator(PlanDeploymentOperator):
             connection = cluster_connection(hook.cluster)
             with MemberSql(connection, leader.name, leader.host, leader.port, statement_timeout_ms=0) as sql:
                 for number, statement in enumerate(statements, 1):
-                    sql.execute(statement, doing=f"statement {number} of {len(statements)} of the deployment")
+                    sql.run(statement, doing=f"statement {number} of {len(statements)} of the deployment")
             return {"statements": len(statements)}
         self._run_command(hook.cluster, str(found.command), leader.host, leader.port)
         return {"statements": 0}
@@ -197,12 +197,12 @@ class RunChecksOperator(PlanDeploymentOperator):
             connection, leader.name, leader.host, leader.port, statement_timeout_ms=0, read_only=True
         ) as sql:
             for number, check in enumerate(found.checks, 1):
-                rows = sql.execute(check, doing=f"check {number}")
+                rows = sql.first_rows(check, doing=f"check {number}")
                 values = [next(iter(row.values()), None) for row in rows]
                 if values != [True]:
                     raise FailedForNowError(
                         f"check {number} of {len(found.checks)} is not true: {' '.join(check.split())[:200]!r} gave "
-                        f"{str(values[:3])[:100]}"
+                        f"{str(values)[:100]}{' and perhaps more' if len(values) > 1 else ''}"
                     )
         return {"passed": len(found.checks)}
 

@@ -92,7 +92,7 @@ class PlanRollbackOperator(BluegreenOperator):
                 + ("it never was finished" if checkpoint.phase is Phase.HOLDING else "its hold is being released")
                 + ", so nothing can be rolled back to. Run bluegreen_resume to clear it away"
             )
-        _members_down(survey, checkpoint, down)
+        _members_down(hook, survey, checkpoint, down)
         _no_strangers(survey, checkpoint)
         members = sorted(set(checkpoint.members) - down)
         survey.require(members)
@@ -238,7 +238,7 @@ def _names(value: object) -> set[str]:
     return set(value)
 
 
-def _members_down(survey: Survey, checkpoint: Checkpoint, down: set[str]) -> None:
+def _members_down(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, down: set[str]) -> None:
     if unknown := sorted(down - set(checkpoint.members)):
         raise RefusedError(
             f"hosts_down names {', '.join(unknown)}; expected members of the cluster: {', '.join(checkpoint.members)}"
@@ -246,7 +246,7 @@ def _members_down(survey: Survey, checkpoint: Checkpoint, down: set[str]) -> Non
     if checkpoint.held in down:
         raise RefusedError(f"hosts_down names {checkpoint.held}, the held member; expected it to be up")
     for name in sorted(down):
-        check_host_down(name, checkpoint.members[name], ssh_answers=name in survey.states)
+        check_host_down(hook.nodes[name], checkpoint.members[name], reached=survey.reached(name))
     unreachable = sorted(name for name in set(survey.problems) - down if name in checkpoint.members)
     if unreachable:
         raise RefusedError(

@@ -1,4 +1,7 @@
-"""Check everything that a checkpoint, and a rollback to it, will need; nothing is changed but the lock."""
+"""Check everything that a checkpoint, and a rollback to it, will need.
+
+Nothing is changed but the lock, and a hold that an earlier run has left unfinished.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from bluegreen.hooks.lag import check_delay
 from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.hooks.postgres import MemberSql, Row
 from bluegreen.hooks.waiting import wait_until
-from bluegreen.operators.base import BluegreenOperator, is_finished, lock_cluster, paused_dags
+from bluegreen.operators.base import CHANGED_KEY, BluegreenOperator, is_finished, lock_cluster, paused_dags
 from bluegreen.operators.release import find, release
 from bluegreen.recovery.node_config import NodeConfig
 from bluegreen.recovery.versions import ServerVersion
@@ -135,12 +138,14 @@ class CheckpointPreflightOperator(BluegreenOperator):
         warnings = self._lock(hook, context, survey, unfinished.held, list(unfinished.members))
         warnings += release(hook, survey, find(hook, survey, None))
         remove_journals(hook, unfinished, set(unfinished.members))
-        wait_until(partial(_follows, hook, unfinished.held), seconds=FOLLOWS_SECONDS, every_seconds=1)
-        return [
-            *warnings,
+        released = (
             f"the hold on {unfinished.held} that {unfinished.taken_by} had left unfinished ({unfinished.id}) was "
-            "released first",
-        ]
+            "released first"
+        )
+        # What is refused after it has changed something.
+        context["ti"].xcom_push(key=CHANGED_KEY, value=released)
+        wait_until(partial(_follows, hook, unfinished.held), seconds=FOLLOWS_SECONDS, every_seconds=1)
+        return [*warnings, released]
 
     def _servers(
         self,

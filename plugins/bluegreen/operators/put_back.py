@@ -63,11 +63,17 @@ class PutBackOperator(BluegreenOperator):
             raise AirflowSkipException("nothing failed, so nothing is put back")
         survey = hook.survey()
         checkpoint = survey.known_checkpoint()
+        some_aside = any(state.aside for state in survey.states.values())
         if checkpoint is None:
-            raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing is put back")
+            if some_aside:
+                raise RefusedError(
+                    f"{hook.cluster.name} holds no checkpoint, and Patroni's configuration is aside on "
+                    f"{', '.join(sorted(name for name, state in survey.states.items() if state.aside))}; expected a "
+                    "journal that says why. Nothing is put back: bring it back by hand, the leader's first"
+                )
+            return {"put_back": False, "checkpoint": None, "untouched": True}
         if checkpoint.past_no_return:
             return {"put_back": False, "checkpoint": checkpoint.public()}
-        some_aside = any(state.aside for state in survey.states.values())
         if checkpoint.phase is Phase.HELD and not some_aside:
             return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
         try:
@@ -185,7 +191,7 @@ def _server_runs(data: Callable[[], DataDirectory]) -> bool:
 
 def _unproven(checkpoint: Checkpoint, warnings: list[str], why: str) -> dict[str, Any]:
     """The others serve, and of the held member is not known whether it is held: the journal stays as it is."""
-    return {"put_back": True, "unproven": True, "checkpoint": checkpoint.public(), "warnings": [*warnings, why]}
+    return {"put_back": True, "unproven": why, "checkpoint": checkpoint.public(), "warnings": [*warnings, why]}
 
 
 def _all_run(survey: Survey, members: set[str]) -> bool:

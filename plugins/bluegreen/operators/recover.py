@@ -83,8 +83,7 @@ class RecoverToMarkOperator(BluegreenOperator):
         """Prove every other member down; return the held one's data directory and the others' history files."""
         down = set(checkpoint.hosts_down)
         for name in sorted(down):
-            address = checkpoint.members[name]
-            check_host_down(name, address, ssh_answers=name in survey.states)
+            check_host_down(hook.nodes[name], checkpoint.members[name], reached=survey.reached(name))
 
         def look(node: NodeHook) -> DataDirectory:
             address = checkpoint.members[node.member]

@@ -118,8 +118,10 @@ class UndoCheckpointOperator(BluegreenOperator):
         survey = hook.survey(patroni_must_answer=True)
         owner = owner_of(context, "checkpoint")
         checkpoint = survey.known_checkpoint()
-        if checkpoint is None or not checkpoint.taken_by.is_same_run(owner):
+        if checkpoint is None:
             return {"released": False, "warnings": []}
+        if not checkpoint.taken_by.is_same_run(owner):
+            return {"released": False, "other": checkpoint.id, "warnings": []}
         hook.refuse_foreign_lock(owner, survey.states)
         holds_lock = hook.holds_lock(owner, survey.states)
         if checkpoint.phase is Phase.HELD and (not holds_lock or self._was_reported(context, checkpoint)):

@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator
 
 from bluegreen.exceptions import BluegreenError, FailedForNowError
 from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.operators.base import CHILD_REPORT_KEY, PROBLEM_KEY, RETRY_DELAY, task_states
+from bluegreen.operators.base import CHANGED_KEY, CHILD_REPORT_KEY, PROBLEM_KEY, RETRY_DELAY, task_states
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -18,6 +18,7 @@ REFUSALS = frozenset({"RefusedError", "RegistryError", "CheckpointLostError", "L
 _FAILED_STATES = frozenset({"failed", "upstream_failed"})
 _NEVER_RAN = frozenset({"upstream_failed", "skipped", "removed"})
 _GOOD_STATES = frozenset({"success", "skipped", "removed"})
+NOTHING_CHANGED = "Nothing was changed."
 
 
 class ReportOperator(BaseOperator):
@@ -95,8 +96,7 @@ class ReportOperator(BaseOperator):
     def _result(self, gathered: Gathered, failed: list[str]) -> str:
         if not failed:
             return self.success
-        problem = gathered.problems.get(self.first)
-        return "refused" if problem and problem["kind"] in REFUSALS else "failed"
+        return "refused" if gathered.refused(self.first) else "failed"
 
     def message(self, report: Mapping[str, Any], gathered: Gathered, failed: list[str]) -> str:
         """Return one sentence or two: what happened, in which state the cluster is, what to do."""
@@ -104,11 +104,11 @@ class ReportOperator(BaseOperator):
             return _success(self.operation, report)
         sentences = [gathered.why(failed)]
         if self.operation == "checkpoint":
-            sentences.append(_after_failed_checkpoint(report, gathered))
-        elif report["result"] == "refused":
-            sentences.append("Nothing was changed.")
+            sentences.append(_after_failed_checkpoint(report, gathered, self.first))
         elif self.operation == "rollback":
-            sentences.append(_after_failed_rollback(gathered))
+            sentences.append(_after_failed_rollback(report, gathered, self.first))
+        elif report["result"] == "refused":
+            sentences.append(NOTHING_CHANGED)
         elif self.operation == "resume":
             sentences.append("The standby may still be held or catching up. Run bluegreen_resume again.")
         return " ".join(sentences)
@@ -149,7 +149,7 @@ class DeployReportOperator(ReportOperator):
             return "rolled_back"
         if gathered.states.get(resumed) == "success":
             return "deployed"
-        if gathered.problems.get(self.first, {}).get("kind") in REFUSALS:
+        if gathered.refused(self.first):
             return "refused"
         child = gathered.child_report(held)
         return "refused" if child.get("result") == "refused" else "failed"
@@ -210,7 +210,8 @@ class Gathered:
         ti = context["ti"]
         self.states = task_states(context)
         self.results: dict[str, list[dict[str, Any]]] = {}
-        self.problems: dict[str, dict[str, str]] = {}
+        self.problems: dict[str, list[dict[str, str]]] = {}
+        self.changed: dict[str, list[str]] = {}
         self.child_reports: dict[str, list[dict[str, Any]]] = {}
         self.task_ids = task_ids
         for name in task_ids:
@@ -219,8 +220,8 @@ class Gathered:
                 continue
             self.results[name] = [value for value in _all(ti, name, "return_value") if isinstance(value, dict)]
             if self._any_state(name, _FAILED_STATES):
-                for problem in _all(ti, name, PROBLEM_KEY):
-                    self.problems[name] = problem
+                self.problems[name] = _all(ti, name, PROBLEM_KEY)
+                self.changed[name] = _all(ti, name, CHANGED_KEY)
                 self.child_reports[name] = _all(ti, name, CHILD_REPORT_KEY)
 
     def _states_of(self, name: str) -> list[str]:
@@ -235,6 +236,14 @@ class Gathered:
         """Tell whether a task of this name may have run; one of which nothing is known may have."""
         return not (set(self._states_of(name)) or {""}) <= _NEVER_RAN
 
+    def may_have_run(self, name: str) -> bool:
+        """Tell whether there is such a task, and it may have run."""
+        return name in self.task_ids and self.began(name)
+
+    def succeeded(self, name: str) -> bool:
+        """Tell whether a task is known to have succeeded."""
+        return set(self._states_of(name)) == {"success"}
+
     def child_report(self, name: str) -> dict[str, Any]:
         """Return the report of the child that a task waited for, also of one that failed."""
         found = [*self.results.get(name, []), *self.child_reports.get(name, [])]
@@ -248,11 +257,19 @@ class Gathered:
             if name not in undoing and not (set(self._states_of(name)) or {""}) <= _GOOD_STATES
         ]
 
+    def refused(self, name: str) -> bool:
+        """Tell whether a task ended with a refusal."""
+        return any(problem["kind"] in REFUSALS for problem in self.problems.get(name, []))
+
+    def sentence(self, name: str) -> str:
+        """Return what a task that failed said, or an empty text; of a mapped one, what each instance said, once."""
+        said = [f"{problem['message'].rstrip('.')}." for problem in self.problems.get(name, [])]
+        return " ".join(dict.fromkeys(said))
+
     def why(self, failed: list[str]) -> str:
         """Return the first failure's sentence."""
-        for name in failed:
-            if name in self.problems:
-                return f"{self.problems[name]['message'].rstrip('.')}."
+        if said := next(filter(None, map(self.sentence, failed)), ""):
+            return said
         died = [name for name in failed if self._any_state(name, frozenset({"failed"}))]
         return f"The task {', '.join(died) or failed[0]} ended without a sentence; its log has the reason."
 
@@ -314,14 +331,17 @@ def _success(operation: str, report: Mapping[str, Any]) -> str:
     )
 
 
-def _after_failed_checkpoint(report: Mapping[str, Any], gathered: Gathered) -> str:
+def _after_failed_checkpoint(report: Mapping[str, Any], gathered: Gathered, first: str) -> str:
     undone = next(iter(gathered.results.get("undo", [])), None)
     if undone and undone["released"]:
         return "The hold was released again; there is no checkpoint, so do not deploy."
     if undone and undone.get("kept"):
         return f"Checkpoint {undone['kept']}, which this run took before it was cleared, is still held."
     if report["result"] == "refused":
-        return "Nothing was changed."
+        changed = [f"{text[:1].upper()}{text[1:]}." for text in gathered.changed.get(first, [])]
+        return " ".join([*changed, "No checkpoint was taken, so do not deploy."]) if changed else NOTHING_CHANGED
+    if undone and undone.get("other"):
+        return f"This run took no checkpoint, so do not deploy; checkpoint {undone['other']} is another run's."
     if undone:
         return "Nothing is held; there is no checkpoint, so do not deploy."
     return (
@@ -330,35 +350,58 @@ def _after_failed_checkpoint(report: Mapping[str, Any], gathered: Gathered) -> s
     )
 
 
-def _after_failed_rollback(gathered: Gathered) -> str:
-    put_back = [result for result in gathered.results.get("put_back", []) if "put_back" in result]
-    if put_back and put_back[-1].get("lost"):
-        return (
-            "The old cluster was put back into service, with the deployment in it; but "
-            f"{put_back[-1]['lost'].rstrip('.')}. Run bluegreen_resume to let the standby go on."
-        )
-    if put_back and put_back[-1]["put_back"]:
-        proven = "" if put_back[-1].get("unproven") else ", and was proven again"
-        return (
-            "The old cluster was put back into service, with the deployment in it; the checkpoint is still "
-            f"held{proven}."
-        )
-    if put_back and put_back[-1].get("untouched"):
-        return "The old cluster was not touched; the checkpoint is still held."
-    if put_back and put_back[-1].get("locked_out"):
+def _after_failed_rollback(report: Mapping[str, Any], gathered: Gathered, first: str) -> str:
+    """Say in which state the cluster is, which what `put_back` did decides: also after a refusal.
+
+    A former run may have stopped everybody; then the refused one puts the old cluster back under its own lock.
+    """
+    refused = report["result"] == "refused"
+    again = "Mend what the sentence names, then run bluegreen_rollback again"
+    done = next((result for result in gathered.results.get("put_back", []) if "put_back" in result), None)
+    if done is None:
+        return _not_put_back(gathered, first, refused=refused)
+    if done["put_back"]:
+        served = "The old cluster was put back into service, with the deployment in it;"
+        if done.get("lost"):
+            return f"{served} but {done['lost'].rstrip('.')}. Run bluegreen_resume to let the standby go on."
+        if done.get("unproven"):
+            return f"{served} but {done['unproven'].rstrip('.')}."
+        return f"{served} the checkpoint is still held, and was proven again. {again}."
+    record = done.get("checkpoint") or {}
+    if done.get("untouched"):
+        if refused:
+            return NOTHING_CHANGED
+        if not record:
+            return f"Nothing was touched, and no checkpoint is held. {again} with one that is."
+        if record.get("phase") == "held" and gathered.succeeded(first):
+            # Its first task said in the journal that a rollback begins: somebody has put the old cluster back since.
+            return f"The old cluster is in service, with the deployment in it; the checkpoint is still held. {again}."
+        return f"The old cluster was not touched; the checkpoint is still held. {again}."
+    if done.get("locked_out"):
         return (
             "This run does not hold the cluster's lock, so it put nothing back. Look at the run that holds it; when "
             "none works on the cluster, run bluegreen_rollback again."
         )
+    return _only_forward(record)
+
+
+def _only_forward(record: Mapping[str, Any]) -> str:
+    return (
+        f"{record.get('held')} is promoted at the mark: there is only forward, and nothing was deleted. Mend what "
+        "the sentence names, then run bluegreen_rollback again with the same params; it goes on where this one "
+        "stopped."
+    )
+
+
+def _not_put_back(gathered: Gathered, first: str, *, refused: bool) -> str:
     record = gathered.last("checkpoint") or {}
-    if record.get("phase") in {"promoted", "taken_over"} or put_back:
-        return (
-            f"{record.get('held')} is promoted at the mark: there is only forward, and nothing was deleted. Mend what "
-            "the sentence names, then run bluegreen_rollback again with the same params; it goes on where this one "
-            "stopped."
-        )
-    problem = gathered.problems.get("put_back")
-    why = f" failed too: {problem['message'].rstrip('.')}." if problem else " did not succeed; its log has the reason."
+    if record.get("phase") in {"promoted", "taken_over"}:
+        return _only_forward(record)
+    said = gathered.sentence("put_back")
+    if refused and (not gathered.may_have_run("put_back") or said == gathered.sentence(first)):
+        # Nor could it look at what the refused task could not look at.
+        return NOTHING_CHANGED
+    why = f" failed too: {said}" if said else " did not succeed; its log has the reason."
     # Recovery is written into every journal before it begins.
     promoted = "Nobody is promoted, and the checkpoint is still held."
     if record.get("phase") not in {"held", "stopping"} or gathered.began("recover"):

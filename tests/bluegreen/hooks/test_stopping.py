@@ -6,9 +6,10 @@ import pytest
 from test_patroni import Answer, Server, closed_port, hook, plain, server, short_times, silent  # noqa: F401
 
 from bluegreen.checkpoint import MemberAddress
-from bluegreen.exceptions import FailedForNowError
+from bluegreen.exceptions import BluegreenError, FailedForNowError, OutcomeUnknownError, RefusedError, UnreachableError
+from bluegreen.hooks.cluster import Survey
 from bluegreen.hooks.node import NodeHook, Service
-from bluegreen.hooks.stopping import check_patroni_down, patroni_lives
+from bluegreen.hooks.stopping import check_host_down, check_patroni_down, patroni_lives
 
 PATRONI = '{"state": "stopped", "patroni": {"version": "4.0.6", "scope": "orders"}}'
 
@@ -60,3 +61,46 @@ def test_both_must_say_that_it_is_gone() -> None:
     check_patroni_down(hook(url), Node(False), address(url))
     with pytest.raises(FailedForNowError, match="still runs after its stop"):
         check_patroni_down(hook(url), Node(True), address(url))
+
+
+class Host(NodeHook):
+    """One whose SSH server has this port."""
+
+    ssh_port = 0
+
+    def __init__(self, ssh_port: int) -> None:
+        self.member, self.address = "n1", "127.0.0.1"
+        self.ssh_port = ssh_port  # type: ignore[misc]
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def test_a_host_of_which_nothing_answers_may_be_declared_down() -> None:
+    check_host_down(Host(port_of(closed_port())), address(closed_port()), reached=False)
+
+
+def test_a_host_whose_ssh_server_lets_nobody_in_is_not_down(server: Server) -> None:  # noqa: F811
+    with pytest.raises(RefusedError, match=r"but SSH on .* answers"):
+        check_host_down(Host(port_of(server.url)), address(closed_port()), reached=False)
+
+
+def test_a_host_that_was_reached_in_another_way_is_not_down() -> None:
+    with pytest.raises(RefusedError, match=r"but SSH on .* answers"):
+        check_host_down(Host(port_of(closed_port())), address(closed_port()), reached=True)
+
+
+@pytest.mark.parametrize(
+    ("problem", "reached"),
+    [
+        (UnreachableError("n1: SSH does not answer on port 22"), False),
+        (RefusedError("n1: the SSH host key is not the expected one"), True),
+        (FailedForNowError("sudo: a password is required"), True),
+        (OutcomeUnknownError("n1: the connection was lost while a command ran"), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_node_that_cannot_be_read_may_have_been_reached(problem: BluegreenError, reached: bool) -> None:
+    assert Survey(None, problems={"n1": problem}).reached("n1") is reached
+    assert not Survey(None).reached("n1")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
+from tests.faults.sentences import CLAIMS
 
 from bluegreen.exceptions import FailedForNowError, UnreachableError
 from bluegreen.operators import report as report_module
@@ -89,6 +91,7 @@ def _report(
     results: dict[str, Any] | None = None,
     problems: dict[str, Any] | None = None,
     tasks: tuple[str, ...] = (),
+    changed: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     success = {"checkpoint": "held", "resume": "resumed", "rollback": "rolled_back"}[operation]
     names = tasks or tuple(dict.fromkeys(name.removesuffix("_0").removesuffix("_1") for name in states))
@@ -105,8 +108,12 @@ def _report(
             EmptyOperator(task_id=name) >> operator
     xcoms = {(name, "return_value"): value for name, value in (results or {}).items()}
     xcoms |= {(name, "problem"): value for name, value in (problems or {}).items()}
+    xcoms |= {(name, "changed"): value for name, value in (changed or {}).items()}
     report = operator.execute({"ti": TaskInstance(states, xcoms), "dag_run": Run()})  # type: ignore[arg-type]
     json.dumps(report)
+    if report["result"] in ("failed", "refused"):
+        claimed = [claim for claim in CLAIMS[operation] if re.search(claim, report["message"])]
+        assert len(claimed) == 1, f"the matrix of faults cannot judge {report['message']!r}: {claimed}"
     return report
 
 
@@ -125,6 +132,8 @@ CHECKPOINT = {
     "expires_at": "2026-11-25T14:00:00+00:00",
 }
 
+
+UNPROVEN = "n2, the held member, cannot be read. When it answers again, run bluegreen_rollback again: it goes on"
 
 # What every report has
 
@@ -258,6 +267,23 @@ def test_one_member_that_failed_among_several_makes_the_run_fail() -> None:
     assert report["result"] == "failed" and report["message"].startswith("n3 is not there.")
 
 
+def test_each_member_that_failed_among_several_is_told_once() -> None:
+    report = _report(
+        "rollback",
+        {"plan": "success", "rejoin_0": "failed", "rejoin_1": "failed", "rejoin_2": "failed"},
+        {"plan": {"checkpoint": {**CHECKPOINT, "phase": "taken_over"}}},
+        {
+            "rejoin": [
+                _problem("n1 has no room", "FailedForNowError"),
+                _problem("n3 is not there.", "UnreachableError"),
+                _problem("n1 has no room", "FailedForNowError"),
+            ]
+        },
+        tasks=("plan", "rejoin"),
+    )
+    assert report["message"].startswith("n1 has no room. n3 is not there. n2 is promoted at the mark")
+
+
 def test_a_task_whose_name_begins_like_anothers_is_not_taken_for_it() -> None:
     with DAG("bluegreen_test", schedule=None):
         operator = ReportOperator(
@@ -278,6 +304,59 @@ def test_what_the_first_task_refuses_is_refused_and_nothing_was_changed(kind: st
     )
     assert report["result"] == "refused"
     assert report["message"] == "confirm is 'x'; expected orders. Nothing was changed."
+
+
+@pytest.mark.parametrize(
+    ("put_back", "sentence"),
+    [
+        (
+            {"put_back": True, "lost": "", "checkpoint": CHECKPOINT},
+            "The old cluster was put back into service, with the deployment in it; the checkpoint is still held, and "
+            "was proven again. Mend what the sentence names, then run bluegreen_rollback again.",
+        ),
+        (
+            {"put_back": True, "lost": "checkpoint bg_1 is lost: no WAL; take a new one", "checkpoint": CHECKPOINT},
+            "but checkpoint bg_1 is lost: no WAL; take a new one. Run bluegreen_resume",
+        ),
+        ({"put_back": True, "unproven": UNPROVEN, "checkpoint": CHECKPOINT}, f"deployment in it; but {UNPROVEN}."),
+        ({"put_back": False, "locked_out": True, "checkpoint": CHECKPOINT}, "it put nothing back"),
+        ({"put_back": False, "checkpoint": {**CHECKPOINT, "phase": "promoted"}}, "n2 is promoted at the mark"),
+        (None, "Putting the old cluster back into service failed too: n1 does not start. Whether the held member is"),
+    ],
+)
+def test_a_refused_rollback_says_what_putting_back_after_a_former_one_did(
+    put_back: dict[str, Any] | None, sentence: str
+) -> None:
+    report = _report(
+        "rollback",
+        {"plan": "failed", "stop": "upstream_failed", "put_back": "success" if put_back else "failed"},
+        {"put_back": put_back} if put_back else {},
+        {"plan": _problem("n2 has no room"), "put_back": _problem("n1 does not start", "FailedForNowError")},
+    )
+    assert report["result"] == "refused" and report["message"].startswith("n2 has no room. ")
+    assert "Nothing was changed" not in report["message"] and sentence in report["message"]
+
+
+@pytest.mark.parametrize(
+    ("states", "put_back", "said"),
+    [
+        ({"put_back": "success"}, {"put_back": False, "untouched": True, "checkpoint": None}, ""),
+        ({"put_back": "failed"}, None, "found no cluster orders"),
+        ({"put_back": "skipped"}, None, ""),
+        ({}, None, ""),
+    ],
+    ids=["no checkpoint", "neither could look", "it did not run", "a DAG without it"],
+)
+def test_a_refused_rollback_after_which_nothing_was_put_back_has_changed_nothing(
+    states: dict[str, str], put_back: dict[str, Any] | None, said: str
+) -> None:
+    report = _report(
+        "rollback",
+        {"plan": "failed", **states},
+        {"put_back": put_back} if put_back else {},
+        {"plan": _problem("found no cluster orders"), **({"put_back": _problem(said)} if said else {})},
+    )
+    assert report["message"] == "found no cluster orders. Nothing was changed."
 
 
 def test_what_a_later_task_refuses_is_a_failure_since_something_was_changed() -> None:
@@ -309,6 +388,7 @@ def test_a_task_that_died_without_a_sentence_is_named() -> None:
         ("success", {"released": True}, "The hold was released again; there is no checkpoint, so do not deploy."),
         ("success", {"released": False}, "Nothing is held; there is no checkpoint, so do not deploy."),
         ("success", {"released": False, "kept": "bg_1"}, "Checkpoint bg_1, which this run took before"),
+        ("success", {"released": False, "other": "bg_0"}, "do not deploy; checkpoint bg_0 is another run's."),
         ("failed", None, "A hold may be left"),
         ("skipped", None, "A hold may be left"),
     ],
@@ -338,6 +418,19 @@ def test_a_refused_checkpoint_whose_hold_was_released_does_not_say_that_nothing_
     assert "Nothing was changed" not in report["message"] and "was released again" in report["message"]
 
 
+def test_a_refused_checkpoint_that_had_released_an_unfinished_hold_says_so() -> None:
+    report = _report(
+        "checkpoint",
+        {"check": "failed", "hold": "upstream_failed", "undo": "success"},
+        {"undo": {"released": False}},
+        {"check": _problem("n2 lags")},
+        changed={"check": "the hold on n2 that bg_0 had left was released first"},
+    )
+    assert report["message"] == (
+        "n2 lags. The hold on n2 that bg_0 had left was released first. No checkpoint was taken, so do not deploy."
+    )
+
+
 @pytest.mark.parametrize("state", ["skipped", "upstream_failed", "removed"])
 def test_what_a_task_left_in_an_earlier_pass_of_a_cleared_run_does_not_count(state: str) -> None:
     report = _report(
@@ -358,9 +451,20 @@ def test_a_failed_resume_says_what_to_run() -> None:
     ("phase", "put_back", "sentence"),
     [
         ("stopping", {"put_back": True}, "put back into service"),
-        ("stopping", {"put_back": False, "untouched": True}, "was not touched"),
+        ("stopping", {"put_back": True, "unproven": UNPROVEN}, f"deployment in it; but {UNPROVEN}."),
+        (
+            "stopping",
+            {"put_back": False, "untouched": True, "checkpoint": {"phase": "stopping"}},
+            "The old cluster was not touched; the checkpoint is still held. Mend what the sentence names, then run",
+        ),
+        (
+            "stopping",
+            {"put_back": False, "untouched": True, "checkpoint": {"phase": "held"}},
+            "The old cluster is in service, with the deployment in it; the checkpoint is still held. Mend",
+        ),
+        ("stopping", {"put_back": False, "untouched": True, "checkpoint": None}, "no checkpoint is held. Mend"),
         ("stopping", {"put_back": False, "locked_out": True}, "does not hold the cluster's lock"),
-        ("promoted", {"put_back": False}, "there is only forward"),
+        ("promoted", {"put_back": False, "checkpoint": {"held": "n2"}}, "n2 is promoted at the mark: there is only"),
         ("promoted", None, "there is only forward"),
         ("taken_over", None, "there is only forward"),
         ("recovering", None, "its log has the reason. Whether n2 is promoted at the mark is not known"),
