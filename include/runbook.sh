@@ -7,11 +7,13 @@
 # Before it on the same line, where it is needed:
 #   SSH="ssh -p 22 -l USER"   if plain ssh does not do
 #   HOSTS_DOWN="n3 n4"        members whose hosts are certainly dead and cannot come back by themselves
+#   BREAK_LOCK=yes            if a run of Airflow that is certainly dead has left its lock
 # It asks once. Each step says what it does and what it must print; the first that does not show this stops, and
 # says what to do. What is done already is found done: after mending something, run it again from the top.
 set -euo pipefail
 SSH=${SSH:-ssh}
 HOSTS_DOWN=${HOSTS_DOWN:-}
+BREAK_LOCK=${BREAK_LOCK:-}
 
 # ---- this cluster -----------------------------------------------------------------------------------------------
 
@@ -51,10 +53,10 @@ processes() { # count those that work in the data directory
   find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$pattern" 2>/dev/null | wc -l
 }
 branch() { # the line of history that proves a promotion right after the mark, or nothing
-  tab=$(printf '\t')
+  wanted=$(printf '%s\t[0-9A-F]+/[0-9A-F]+\tafter transaction %s' "$timeline" "$xid32")
   for file in "$wal"/*.history; do if [ -f "$file" ]; then printf '%s\n' "$file"; fi; done | sort -r |
     while read -r file; do
-      if tail -n 1 < "$file" | grep -xE "${timeline}${tab}[0-9A-F]+/[0-9A-F]+${tab}after transaction $xid32"; then break; fi
+      if tail -n 1 < "$file" | grep -xE "$wanted"; then break; fi
     done
 }
 ask() { # SQL on standard input, over the socket
@@ -184,10 +186,29 @@ old_cluster() {
       and $config.bluegreen-saved
 TEXT
     fi
-    echo "    mv $config.bluegreen-aside $config; then: $start"
+    echo "    mv $config.bluegreen-aside $config; rm -f $config.bluegreen-lock; then: $start"
   done 3<<LIST
 $(to_stop | awk '{ line[NR] = $0 } END { for (i = NR; i > 0; i--) print line[i] }')
 LIST
+}
+
+# lock MEMBER look|take: as the DAGs do it, so that nothing of an Airflow that comes back works on the cluster meanwhile
+lock() {
+  { assign verb "$2"; assign break "$BREAK_LOCK"; assign person "$(id -un | tr -cd 'A-Za-z0-9._-')"; cat <<'STEP'
+file="$config.bluegreen-lock"
+foreign() { [ -e "$file" ] && ! grep -qF "\"run_id\": \"runbook_$id\"" "$file"; }
+if foreign && [ "$break" != yes ]; then fail "$member is locked: $(cat "$file")"; fi
+[ "$verb" = take ] || exit 0
+if foreign; then rm -f -- "$file"; fi
+if [ ! -e "$file" ]; then
+  new=$(mktemp -- "$file-XXXXXX")
+  printf '{"operation": "rollback", "dag_id": "runbook", "run_id": "runbook_%s", "person": "%s", "since": "%s"}\n' \
+    "$id" "$person" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" > "$new"
+  ln -- "$new" "$file" || { rm -f -- "$new"; fail "$member was locked by another meanwhile: $(cat "$file")"; }
+  rm -f -- "$new"; sync -- "$file"
+fi
+STEP
+  } | on "$1"
 }
 
 # prove_held: the mark can be recovered to: not replayed, and all WAL from the last restart point to it is there
@@ -253,6 +274,13 @@ files() { # FROM: the WAL files up to the mark, without the timeline in their na
 there() { ls "$wal" | sed -nE 's/^[0-9A-F]{8}([0-9A-F]{16})$/\1/p'; }
 missing=$({ there; there; files "$redo_at"; } | sort | uniq -u | head -n 1)
 [ -z "$missing" ] || lost "$member lacks WAL between $redo and the mark at $lsn, first the file that ends in $missing"
+for part in "$data" "$wal"; do
+  free=$(df -Pk -- "$part" | awk 'NR == 2 { print $4 }'); needed=$((2 * segment / 1024 + 32768))
+  case $free in '' | *[!0-9]*) fail "df does not say how much is free in $part" ;; esac
+  if [ "$free" -lt "$needed" ]; then
+    fail "$part has $free kB free, and the end of a recovery writes there: expected $needed. Leave the WAL alone"
+  fi
+done
 # Named, or the program takes the size of a WAL file from any one in the folder, also from one that holds only zeros.
 first=$(files "$restore_at" | head -n 1); last=$(files "$restore_at" | tail -n 1); prefix=$(printf '%08X' "$timeline")
 set -- "$prefix$first"; if [ "$first" != "$last" ]; then set -- "$@" "$prefix$last"; fi
@@ -288,6 +316,8 @@ while IFS= read -r member <&3; do
 command. Nothing was changed"
     patroni "$member" >/dev/null || stop "on $member it is not known whether Patroni runs (above: why). Let ssh's \
 user run that command, or correct it in this file. Nothing was changed"
+    lock "$member" look || stop "somebody else works on the cluster (above: who). Wait for the end of that run; if it \
+is certainly dead, put BREAK_LOCK=yes before the command. Nothing was changed"
   fi
 done 3<<LIST
 $(everyone)
@@ -317,6 +347,14 @@ then run this again. Nothing was changed" ;;
   promoted | opened) echo "proven: done already: $held was promoted at the mark: $line" ;;
   *) stop "$held said '$reached' where its state was expected. Nothing was changed" ;;
 esac
+while IFS= read -r member <&3; do
+  if up "$member"; then
+    lock "$member" take || stop "the cluster was not locked on $member (above: why). Mend that, then run this again; \
+to leave it, remove the .bluegreen-lock beside Patroni's configuration on the other members. Nothing else was changed"
+  fi
+done 3<<LIST
+$(everyone)
+LIST
 
 if [ "$reached" != opened ]; then
   step 1 "Stop every member for good: Patroni's configuration aside, then the service, then nothing may run" \

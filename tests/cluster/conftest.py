@@ -30,6 +30,7 @@ ONE_MACHINE_CASES = {
     "test_a_killed_worker_finds_the_same_child_again",
     "test_members_that_could_not_rejoin_do_so_when_their_tasks_are_cleared",
     "test_an_old_cluster_that_could_not_be_put_back_is_when_the_task_is_cleared",
+    "test_an_interrupted_runbook_goes_on_when_it_is_run_again",
 }
 
 
