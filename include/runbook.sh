@@ -174,7 +174,8 @@ streams() {
 
 old_cluster() {
   echo
-  echo "To go back to the old cluster instead, in this order, each as the owner of the files, the start as you log in:"
+  echo "To go back to the old cluster instead, in this order, each as the owner of the files, the start as you log in"
+  echo "(where something is as it was already, leave it):"
   while IFS= read -r member <&3; do
     eval "$(member_values "$member")"
     echo "  on $member:"
@@ -216,6 +217,10 @@ prove_held() {
   on "$held" <<'STEP'
 line=$(branch)
 if [ -n "$line" ]; then echo "proven: promoted already: $line"; exit 0; fi
+if grep -q '"pause": *true' "$data/patroni.dynamic.json" 2>/dev/null; then
+  # Patroni writes this file to the DCS again after the removal.
+  fail "the cluster is in maintenance mode, in which $member would not become the leader: patronictl resume first"
+fi
 if runs; then
   # Patroni's own Python reads the password, if its configuration has one; without it the files alone are looked at.
   kept=$config; if [ ! -e "$kept" ]; then kept="$config.bluegreen-aside"; fi
@@ -342,8 +347,8 @@ case $reached in
     status=0; prove_held || status=$?
     [ "$status" != 3 ] || stop "checkpoint $id is lost: nobody can go back to it. Repair the release going forward, \
 or restore a backup. Nothing was changed"
-    [ "$status" = 0 ] || stop "it is not known whether $held still stands before the mark (above: why). Mend that, \
-then run this again. Nothing was changed" ;;
+    [ "$status" = 0 ] || stop "it is not proven that $held can go back to the mark (above: why). Mend that, then \
+run this again. Nothing was changed" ;;
   promoted | opened) echo "proven: done already: $held was promoted at the mark: $line" ;;
   *) stop "$held said '$reached' where its state was expected. Nothing was changed" ;;
 esac
@@ -402,7 +407,7 @@ immediate there; then run this again. $(old_cluster)"
         status=0; prove_held || status=$?
         [ "$status" != 3 ] || stop "checkpoint $id is lost: nobody can go back to it. No other member was stopped by \
 this run; bring $held back, and repair the release going forward. $(old_cluster)"
-        [ "$status" = 0 ] || stop "it is not known whether $held stands before the mark (above: why). Mend that, \
+        [ "$status" = 0 ] || stop "it is not proven that $held can go back to the mark (above: why). Mend that, \
 then run this again. $(old_cluster)"
       fi
     done 3<<LIST
