@@ -113,7 +113,7 @@ def broken_rollback(stage: Stage, task_id: str, break_it: Callable[[Scene], Call
         report: dict[str, Any] = scene.airflow.xcom("bluegreen_rollback", run_id, "report") or {}
         outcome = settle(expected, seconds=90)
     print(f"{task_id}: {state}, {outcome.state or 'needs a person'}: {report.get('message')}")
-    assert not list(wrongs("rollback", state, report, outcome))
+    assert not list(wrongs(expected, state, report, outcome))
     if outcome.state != "after":
         again, report = scene.run("rollback", **scene.rollback_conf())
         then = settle(expected, seconds=90, wanted="after")

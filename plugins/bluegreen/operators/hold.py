@@ -207,6 +207,7 @@ class RecordCheckpointOperator(BluegreenOperator):
                 os_user=node.commands.os_user,
                 start=node.commands.start,
                 stop=node.commands.stop,
+                status=node.commands.status,
                 patronictl=node.commands.patronictl,
             )
         text = runbook(checkpoint, places, superuser=survey.states[checkpoint.held].config.superuser)
