@@ -326,6 +326,7 @@ def _covered(place: Place, path: Path, first: str, interpreter: str = "") -> Men
     :param first: lines of a shell script.
     :param interpreter: what the program is run with.
     """
+    _require_one_mount_namespace(place)
     fake, real = place.folder / "fake", place.folder / "real"
     real.write_bytes(path.read_bytes())
     fake.write_text(f'#!/bin/sh\n{first}\nexec {interpreter} {real} "$@"\n')
@@ -333,6 +334,13 @@ def _covered(place: Place, path: Path, first: str, interpreter: str = "") -> Men
         entry.chmod(0o755)
     subprocess.run(["mount", "--bind", fake, path], check=True)
     return lambda: subprocess.run(["umount", "-l", path], check=True) and None
+
+
+def _require_one_mount_namespace(place: Place) -> None:
+    """A lab that was started in another namespace does not see what is mounted here: nothing would break."""
+    pid = place.lab.supervisor.program(f"sshd-{place.member}").pid
+    here, there = (Path(f"/proc/{process}/ns/mnt").readlink() for process in ("self", pid))
+    assert here == there, "the lab runs in another mount namespace than the tests: stop it, and start it in theirs"
 
 
 def wal_missing(place: Place) -> Mend:
@@ -409,6 +417,7 @@ def short_rewind(place: Place) -> Mend:
 
 def small_disk(place: Place) -> Mend:
     """The member's data directory lies on a file system of its own, with 100 MB to spare."""
+    _require_one_mount_namespace(place)
     data = place.lab.nodes[place.member].data_dir
     used = int(subprocess.run(["du", "-sm", data], capture_output=True, text=True, check=True).stdout.split()[0])
     status = data.stat()
