@@ -63,7 +63,7 @@ class Case:
     lab: dict[str, str] = field(default_factory=dict)
 
 
-CASES = {f"postgresql-{version}": Case(("test_paths.py",), version) for version in BINARIES}
+CASES = {f"postgresql-{version}": Case(("test_paths.py", "test_rights.py"), version) for version in BINARIES}
 CASES |= {
     "patroni-3.0": Case(("test_paths.py", "test_lost_slot.py"), lab={"PATRONI_VERSION": "3.0.2"}),
     "no-checksums": Case(("test_rejoin.py",), lab={"LAB_CHECKSUMS": "0"}),
