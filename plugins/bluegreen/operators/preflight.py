@@ -22,7 +22,7 @@ from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import CHANGED_KEY, BluegreenOperator, is_finished, lock_cluster, paused_dags
 from bluegreen.operators.release import find, release
 from bluegreen.recovery.node_config import NodeConfig
-from bluegreen.recovery.versions import ServerVersion
+from bluegreen.recovery.versions import HoldMechanism, ServerVersion
 from bluegreen.topology import Member, Topology, check_standby, check_streams, choose_standby, failover_candidates
 
 if TYPE_CHECKING:
@@ -186,7 +186,18 @@ class CheckpointPreflightOperator(BluegreenOperator):
         if not held.row("identity")["in_recovery"]:
             raise FailedForNowError(f"{standby.name} says that it is not in recovery; expected a standby")
         _server_files(hook.nodes[standby.name], held, checks)
+        if version.hold_mechanism is HoldMechanism.REPLAY_PAUSE:
+            _pause_rights(held)
         return warnings + _exposure(primary.row("exposure"), primary.rows("replication"), topology)
+
+
+def _pause_rights(held: MemberSql) -> None:
+    may = held.row("pause_rights")
+    if lacking := [verb for verb in ("pause", "resume") if may[verb] is not True]:
+        raise RefusedError(
+            f"{held.where}: the role may not {' and '.join(lacking)} the replay, which is how the hold begins and ends "
+            "on this version; expected both. Apply the grants.sql of this version, below include/sql/"
+        )
 
 
 def _paused(context: Context) -> list[str]:
