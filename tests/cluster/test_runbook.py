@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lab.standalone import Airflow
-from tests.cluster.scene import Scene, has, wait_for
+from tests.cluster.scene import LOCK, Scene, has, wait_for
 from tests.cluster.test_archive import archive_everything
 from tests.cluster.test_proof import edit_yaml
 from tests.cluster.verdict import look, unchanged, verdict
@@ -138,6 +138,8 @@ def test_the_runbook_does_not_go_on_beside_a_patroni_that_was_not_stopped(scene:
     # as the runbook says
     config = lab.nodes[scene.held].patroni_config
     config.with_name(config.name + ".bluegreen-aside").rename(config)
+    for node in lab.nodes.values():
+        node.patroni_config.with_name(node.patroni_config.name + LOCK).unlink()
     unchanged(lab, before)
 
 
