@@ -479,7 +479,8 @@ shut
 if [ -n "$line" ]; then
   if runs; then "$bin/pg_ctl" reload -D "$data" >/dev/null; fi
 else
-  grep -vE "^ *($setting_names) *=" "$saved/postgresql.auto.conf" > "$data/postgresql.auto.conf" || true
+  grep -vE "^ *($setting_names) *=" "$saved/postgresql.auto.conf" > "$data/postgresql.auto.conf" || [ "$?" = 1 ] ||
+    fail "$saved/postgresql.auto.conf cannot be read, or $data/postgresql.auto.conf not written"
   cat >> "$data/postgresql.auto.conf" <<'SETTINGS'
 @SETTINGS@SETTINGS
 @SIGNALS@
