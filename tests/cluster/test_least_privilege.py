@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.cluster.rights import has_these_and_no_other, is_refused_without
+from tests.cluster.rights import RIGHTS, has_these_and_no_other, is_refused_without
 from tests.cluster.scene import Scene
-
-RIGHTS = (
-    "pg_read_all_stats",
-    "pg_read_all_settings",
-    "execute on function pg_catalog.pg_create_restore_point(text)",
-)
 
 
 def test_the_role_has_these_rights_and_no_other(clean: Scene) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tests.cluster.rights import ROLE, grants, has_these_and_no_other, is_refused_without
+from tests.cluster.rights import ROLE, has_these_and_no_other, is_refused_without, rights
 from tests.cluster.scene import Scene
 from tests.versions.verdict import verdict
 
 
 def test_without_one_of_the_rights_no_checkpoint_is_taken(clean: Scene) -> None:
-    for right in grants(clean.lab):
+    for right in rights(clean.lab):
         is_refused_without(clean, right)
 
 
