@@ -82,5 +82,5 @@ test-compose: compose-base ## all that needs separate hosts, and the cluster tes
 	@export LAB_RUN=compose/run; code=0; \
 		$(PYTHON) -m pytest tests/compose tests/cluster $(if $(CASES),-k "$(CASES)") || code=$$?; \
 		echo "The same Airflow with LocalExecutor"; \
-		PROFILES=lab $(PYTHON) -m lab.compose up && $(PYTHON) -m pytest tests/compose/test_airflow.py || code=$$?; \
+		PROFILES=lab $(PYTHON) -m lab.compose up && $(PYTHON) -m pytest -o cache_dir=.pytest_cache/local tests/compose/test_airflow.py || code=$$?; \
 		$(PYTHON) -m lab.compose down --volumes; exit $$code
