@@ -146,20 +146,23 @@ def wait_containers(timeout: float = 240) -> None:
     :raises LabError: when one is not in time.
     """
     deadline = time.monotonic() + timeout
-    while missing := {name: state for name in services(Place.load()) if (state := health(name)) not in WELL}:
+    wanted = services(Place.load())
+    while missing := {name: state for name, state in _health().items() if name in wanted and state not in WELL}:
         if time.monotonic() > deadline:
             said = ", ".join(f"{name} is {state}" for name, state in sorted(missing.items()))
             raise LabError(f"After {timeout:.0f} s {said}; see docker-compose logs")
         time.sleep(1)
 
 
-def health(service: str) -> str:
-    """What Docker says of a service's container: `running healthy`, `exited 0`, and the like."""
+def _health() -> dict[str, str]:
+    """What Docker says of each service's container: `running healthy`, `exited 0`, and the like."""
     how = (
-        "{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}"
+        '{{index .Config.Labels "com.docker.compose.service"}} {{.State.Status}} '
+        "{{if .State.Health}}{{.State.Health.Status}}"
         "{{else if .State.Running}}unchecked{{else}}{{.State.ExitCode}}{{end}}"
     )
-    return docker("inspect", "--format", how, container(service)).stdout.strip()
+    lines = docker("inspect", "--format", how, *_ids("container")).stdout.splitlines()
+    return dict.fromkeys(services(), "not there") | dict(line.split(" ", 1) for line in lines)
 
 
 def _containers_of(service: str) -> list[str]:

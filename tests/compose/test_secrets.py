@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-from lab.compose.files import RUN, load_secrets
-from lab.compose.stack import ComposeLab, container, docker, services
+from lab.compose.files import RUN, Place, load_secrets
+from lab.compose.stack import ComposeLab, container, services
 from tests.cluster.scene import Scene
 from tests.cluster.test_secrets import watched_command_lines
 
@@ -40,8 +40,7 @@ def test_no_secret_is_left_anywhere(scene: Scene) -> None:
         scene.refused("rollback", checkpoint="bg_gone", confirm=lab.name, reason="a failing task logs too")
     assert looks[0] > 50, "the command lines were hardly looked at"
 
-    present = {name for name in services() if docker("ps", "-aq", "--filter", label(name)).stdout.split()}
-    texts = {f"docker logs {name}": printed("logs", container(name)) for name in present}
+    texts = {f"docker logs {name}": printed("logs", container(name)) for name in services(Place.load())}
     texts["Airflow's logs"] = printed("exec", container("api-server"), "tar", "-C", "/opt/airflow/logs", "-c", ".")
     dump = "PGPASSWORD=$METADATA_PASSWORD exec pg_dump -h 127.0.0.1 -U airflow airflow"
     texts["Airflow's database"] = printed("exec", container("metadata"), "sh", "-c", dump)
@@ -55,7 +54,3 @@ def test_no_secret_is_left_anywhere(scene: Scene) -> None:
     for where, text in texts.items():
         leaks |= {f"{name} in {where}" for name, value in secrets.items() if value in text}
     assert not leaks, "\n".join(sorted(leaks))
-
-
-def label(service: str) -> str:
-    return f"label=com.docker.compose.service={service}"
