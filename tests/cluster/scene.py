@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,35 @@ def wait_for(what: str, look: Callable[[], Any], seconds: float = 60, every: flo
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(every)
     return found
+
+
+@contextmanager
+def watching(look: Callable[[], None], every: float) -> Iterator[list[int]]:
+    """Call `look` all the time in a thread; the list counts the looks. What it raises is raised at the end.
+
+    :param every: seconds between two looks.
+    """
+    end, looks = threading.Event(), [0]
+    raised: list[Exception] = []
+
+    def watch() -> None:
+        try:
+            while not end.is_set():
+                look()
+                looks[0] += 1
+                end.wait(every)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield looks
+    finally:
+        end.set()
+        thread.join(20)
+    if raised:
+        raise raised[0]
 
 
 @dataclass

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from lab.standalone import Airflow, read_environment
-from tests.cluster.scene import Scene
+from tests.cluster.scene import Scene, watching
 
 
 def secrets_of(scene: Scene, environment: dict[str, str]) -> dict[str, bytes]:
@@ -31,24 +29,15 @@ def secrets_of(scene: Scene, environment: dict[str, str]) -> dict[str, bytes]:
 @contextlib.contextmanager
 def watched_command_lines(secrets: dict[str, bytes], leaks: set[str]) -> Iterator[list[int]]:
     """Read every process's command line all the time; the list counts the looks."""
-    end, looks = threading.Event(), [0]
 
-    def watch() -> None:
-        while not end.is_set():
-            for process in psutil.process_iter():
-                with contextlib.suppress(psutil.Error):
-                    line = "\0".join(process.cmdline()).encode("utf-8", "surrogateescape")
-                    leaks.update(
-                        f"{name} in a command line: {line[:60]!r}" for name in secrets if secrets[name] in line
-                    )
-            looks[0] += 1
-            time.sleep(0.02)
+    def look() -> None:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                line = "\0".join(process.cmdline()).encode("utf-8", "surrogateescape")
+                leaks.update(f"{name} in a command line: {line[:60]!r}" for name in secrets if secrets[name] in line)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    yield looks
-    end.set()
-    thread.join(10)
+    with watching(look, 0.02) as looks:
+        yield looks
 
 
 def test_no_secret_is_left_anywhere(scene: Scene, standalone: Airflow, run_folder: Path) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from lab.compose.stack import ComposeLab, container, docker
-from tests.cluster.scene import Scene, wait_for
+from tests.cluster.scene import Scene, wait_for, watching
 from tests.faults.conftest import Stage
 from tests.faults.judge import Expectation, settle, wrongs
 
@@ -60,22 +59,14 @@ def wait_task(scene: Scene, run_id: str, task_id: str) -> None:
 def one_writer(lab: ComposeLab) -> Iterator[None]:
     """Look into every node all the time, also into those that nobody else reaches: never may two take writes."""
     seen: set[str] = set()
-    looks, end = [0], threading.Event()
 
-    def watch() -> None:
-        while not end.wait(0.3):
-            looks[0] += 1
-            # a second look, since the members are asked one after the other
-            if len(lab.writers()) > 1 and len(found := lab.writers()) > 1:
-                seen.add(", ".join(found))
+    def look() -> None:
+        # a second look, since the members are asked one after the other
+        if len(lab.writers()) > 1 and len(found := lab.writers()) > 1:
+            seen.add(", ".join(found))
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with watching(look, 0.3) as looks:
         yield
-    finally:
-        end.set()
-        thread.join(20)
     assert looks[0] > 10, "the nodes were hardly looked at"
     assert not seen, f"took writes at once: {seen}"
 

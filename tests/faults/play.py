@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.cluster.scene import Scene, wait_for
+from tests.cluster.scene import Scene, wait_for, watching
 from tests.cluster.verdict import Contents
 from tests.faults.cases import Case
 from tests.faults.damage import Place, patroni_killed
@@ -136,22 +136,16 @@ def _watched(scene: Scene, orphan: str, wrong: list[str]) -> Iterator[None]:
 
     :param orphan: a member whose Patroni the fault kills: without a watchdog nobody stops its server.
     """
-    see_emptied, end = emptied(scene), threading.Event()
+    see_emptied, told = emptied(scene), False
 
-    def watch() -> None:
-        told = False
-        while not end.wait(0.5):
-            leaders = taking_writes(scene)
-            if gone := see_emptied(leaders):
-                wrong.append(f"the data went while no other member took writes: {', '.join(gone)}")
-            if not told and len(rivals := sorted({*leaders} - {orphan})) > 1:
-                wrong.append(f"two members took writes at once: {', '.join(rivals)}")
-                told = True
+    def look() -> None:
+        nonlocal told
+        leaders = taking_writes(scene)
+        if gone := see_emptied(leaders):
+            wrong.append(f"the data went while no other member took writes: {', '.join(gone)}")
+        if not told and len(rivals := sorted({*leaders} - {orphan})) > 1:
+            wrong.append(f"two members took writes at once: {', '.join(rivals)}")
+            told = True
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with watching(look, 0.5):
         yield
-    finally:
-        end.set()
-        thread.join(10)
