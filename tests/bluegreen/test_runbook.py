@@ -16,6 +16,7 @@ import pytest
 from hypothesis import Phase as Step
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.bluegreen.traps import TRAPS
 
 from bluegreen.checkpoint import Checkpoint, MemberAddress, Owner, Phase, parse_owner
 from bluegreen.exceptions import RefusedError
@@ -455,37 +456,6 @@ def test_it_is_shell_on_every_version(nodes: Nodes, num: int) -> None:
     assert ('cat > "$data/recovery.conf"' in text) is (num < 120000)
 
 
-TRAPS = [
-    "it's",
-    'say "x"',
-    "$(touch executed)",
-    "`touch executed`",
-    "; touch executed",
-    "'; touch executed; '",
-    "\\'; touch executed #",
-    "a\ntouch executed\nb",
-    "a\rb",
-    "END",
-    "VALUES",
-    "STEP",
-    "esac",
-    "LIST",
-    "x\nVALUES\ntouch executed\n",
-    "-oProxyCommand=touch executed",
-    "--",
-    "*",
-    "?(",
-    "\\",
-    "%s%n",
-    "!x",
-    "~",
-    "#",
-    "@HEAD@",
-    "@MEMBERS@",
-    " two  words ",
-    "é\u2013ü",
-    "\udcff",
-]
 HOSTILE = st.sampled_from(TRAPS) | st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20)
 PLACES = st.builds(Place, *[HOSTILE] * 9)
 

@@ -14,40 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.bluegreen.traps import TRAPS
 
 from bluegreen import shell
 from bluegreen.hooks.node import Result
 
-# Whatever is done to a value, nothing in it may run: a file of this name would tell.
-TRAPS = [
-    "plain",
-    "two words",
-    "it's",
-    'say "x"',
-    "$(touch executed)",
-    "`touch executed`",
-    "; touch executed",
-    "'; touch executed; '",
-    "a\ntouch executed\nb",
-    "-rf",
-    "--help",
-    "$HOME",
-    "${IFS}",
-    "*",
-    "[a-z]?",
-    "\\",
-    "a\\'b",
-    "BLUEGREEN_END",
-    "\nBLUEGREEN_END\ntouch executed",
-    "é\u2013ü",
-    "\udcff\udc80",
-    "%s%n",
-    "a\tb",
-    "~",
-    "!x",
-    "#x",
-    "a=b",
-]
 NAMES = st.sampled_from(TRAPS) | st.text(
     alphabet=st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30
 )

@@ -243,9 +243,8 @@ def program(name: str, how: str, *, only: str = "") -> Callable[[Place], Mend]:
     broken = {"fails": "echo broken >&2; exit 1", "hangs": "sleep 600"}[how]
 
     def cover(place: Place) -> Mend:
-        info = place.lab.info
-        path = Path(info[name]) if name in info else Path(info["bin_dir"]) / name
-        uncover = _covered(place, path, f'case " $* " in *" {only} "*) {broken};; esac' if only else broken)
+        path = _path(place, name)
+        uncover = _covered(place, path, _with(only, broken))
 
         def mend() -> None:
             # one that hangs keeps its file busy, so its processes end first
@@ -268,9 +267,8 @@ def ssh_cut_in(name: str, *, only: str = "") -> Callable[[Place], Mend]:
     """
 
     def cut(place: Place) -> Mend:
-        info, member = place.lab.info, place.lab.nodes[place.member]
-        path = Path(info[name]) if name in info else Path(info["bin_dir"]) / name
-        waits = f'case " $* " in *" {only} "*) sleep {RUNS_ON_SECONDS};; esac' if only else f"sleep {RUNS_ON_SECONDS}"
+        member, path = place.lab.nodes[place.member], _path(place, name)
+        waits = _with(only, f"sleep {RUNS_ON_SECONDS}")
         uncover = _covered(place, path, _as_itself(place, path, waits))
         over = threading.Event()
 
@@ -309,10 +307,21 @@ def slow_server(place: Place, *, seconds: int = 8, mode: str = "") -> Mend:
 
     :param mode: how it is started, where only that is slow: `--single` is how Patroni recovers one from a crash.
     """
-    path = Path(place.lab.info["bin_dir"]) / "postgres"
+    path = _path(place, "postgres")
     data_dir = place.lab.nodes[place.member].data_dir
     slow = f'case "$*" in *"{mode}"*"{data_dir}"*) cd {data_dir}; sleep {seconds};; esac'
     return _covered(place, path, _as_itself(place, path, slow))
+
+
+def _path(place: Place, name: str) -> Path:
+    """Where a program of the server is, or of the lab."""
+    info = place.lab.info
+    return Path(info[name]) if name in info else Path(info["bin_dir"]) / name
+
+
+def _with(word: str, line: str) -> str:
+    """A line of a shell script that is run only with this word on the command line; without a word, always."""
+    return f'case " $* " in *" {word} "*) {line};; esac' if word else line
 
 
 def _as_itself(place: Place, path: Path, first: str) -> str:
