@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from lab.config import CHECKOUT, LabError, load_settings
 from lab.machine import is_alive, is_free, owner

@@ -14,7 +14,7 @@ def test_a_good_deployment_reaches_every_member_after_the_resume(scene: Scene) -
     new = scene.deploy(GOOD_MIGRATION)
     assert new != scene.rows
     verdict(lab, before=scene.fresh, rows=new, leader=record["leader"], timeline=scene.timeline, held=held)
-    tags = lab.patroni(held)["tags"]
+    tags = (lab.patroni(held) or {})["tags"]
     assert {name: tags.get(f"bluegreen_{name}") for name in ("id", "xid", "lsn", "timeline", "taken_at", "label")} == {
         "id": record["id"],
         "xid": str(record["xid"]),

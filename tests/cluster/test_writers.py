@@ -7,6 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import psycopg
 from lab.cluster import Lab
@@ -68,6 +69,7 @@ class Writer:
 
     def _connect(self) -> psycopg.Connection:
         member = next(iter(self.lab.nodes.values()))
+        options: dict[str, Any] = self.lab.libpq
         return psycopg.connect(
             host=",".join(self.hosts),
             port=member.port,
@@ -78,7 +80,7 @@ class Writer:
             autocommit=True,
             target_session_attrs="read-write" if len(self.hosts) > 1 else "any",
             options="-c statement_timeout=5000",
-            **self.lab.libpq,
+            **options,
         )
 
 

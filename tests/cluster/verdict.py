@@ -269,7 +269,7 @@ def picture_faults(
         was = before.members[name]
         is_leader, is_held = name == picture.leader, name == held
         wanted_rows = (held_rows or was.contents) if is_held else rows
-        wanted = {
+        wanted: dict[str, Any] = {
             "primary_status": 200 if is_leader else 503,
             "in_recovery": not is_leader,
             "timeline": head.timeline,

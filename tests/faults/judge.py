@@ -76,7 +76,9 @@ class Expectation:
         :param phases: what the journals may say; None where an operation may have begun.
         """
         one = picture.members[held]
-        wanted = {f"tag {tag}": (one.tags.get(tag) or False, value) for tag, value in HOLD_TAGS.items()}
+        wanted: dict[str, tuple[Any, Any]] = {
+            f"tag {tag}": (one.tags.get(tag) or False, value) for tag, value in HOLD_TAGS.items()
+        }
         settings = {"hot_standby_feedback": "off"}
         if "recovery_min_apply_delay" in one.settings:
             settings["recovery_min_apply_delay"] = HELD_DELAY_MS

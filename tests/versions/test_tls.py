@@ -9,12 +9,13 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import psycopg
 import pytest
 from lab.certificates import Authority, Pair
+from lab.client import AirflowClient
 from lab.cluster import Lab
 from lab.config import Settings
 from lab.files import write_pair
@@ -91,7 +92,7 @@ def refused_quickly(scene: Scene, **conf: str) -> str:
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_connection_that_does_not_fit_is_refused(clean: Scene, mistakes: Inline, name: str) -> None:
-    sentence = refused_quickly(Scene(clean.lab, mistakes, clean.fresh), cluster=name)
+    sentence = refused_quickly(Scene(clean.lab, cast(AirflowClient, mistakes), clean.fresh), cluster=name)
 
     assert all(words in sentence for words in MISTAKES[name]), sentence
     unchanged(clean.lab, clean.fresh)
