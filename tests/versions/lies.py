@@ -109,6 +109,45 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 }
 
 
+# What a member says of itself, and of the dynamic configuration
+
+
+def status(code: int) -> HttpLie:
+    """A health check that always answers the same."""
+    return lambda say, content: plainly(say, content, status=code)
+
+
+def of_member(**values: Any) -> HttpLie:
+    return lambda say, content: plainly(say, json.dumps({**json.loads(content), **values}).encode())
+
+
+LIST = body(b"[1]")
+# operation: request: what it is answered
+ELSEWHERE: dict[str, dict[str, dict[str, HttpLie]]] = {
+    "checkpoint": {
+        "GET /config": {"huge": huge, "a list": LIST, "slow body": slow_body},
+        "GET /patroni": {
+            "huge": huge,
+            "a list": LIST,
+            "no tags": of_member(tags={}),
+            "tags no mapping": of_member(tags=1),
+        },
+    },
+    "resume": {
+        "GET /patroni": {"tags that stay": of_member(tags={"bluegreen_id": "x"}), "tags no mapping": of_member(tags=1)},
+    },
+    "rollback": {
+        "GET /config": {"huge": huge, "a list": LIST},
+        "GET /patroni": {
+            "huge": huge,
+            "another timeline": of_member(timeline=77),
+            "no number": of_member(timeline="1"),
+        },
+        "GET /primary": {"everybody leads": status(200), "nobody leads": status(503), "huge": huge},
+    },
+}
+
+
 # A node, over SSH
 
 

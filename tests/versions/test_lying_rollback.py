@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.versions.liars import (
     lying_patronis,
     of_cluster,
 )
-from tests.versions.lies import ANSWERS, LIES, OUTPUTS, for_ever, half, much, said
+from tests.versions.lies import ANSWERS, ELSEWHERE, LIES, OUTPUTS, for_ever, half, much, said
 
 HELD, THIRD = "n2", "n3"
 RUN_SECONDS = 600
@@ -35,10 +36,6 @@ def ready(scene: Scene) -> Expectation:
     return Expectation(scene, "rollback", deployed)
 
 
-def conf_of(scene: Scene, dag: str) -> dict[str, object]:
-    return scene.rollback_conf() if dag == "rollback" else {"checkpoint": scene.record["id"]}
-
-
 PATRONI: dict[str, HttpLie] = {
     **{kind: ANSWERS[kind][0] for kind in ("huge", "slow body", "compressed bomb", "deep nesting")},
     **{kind: of_cluster(LIES[kind][0]) for kind in ("a hostile name", "hosts swapped", "another leader")},
@@ -52,12 +49,12 @@ def test_an_output_of_the_held_node_that_is_no_answer(scene: Scene, run_folder: 
     for kind in ("huge", "cut off", "not UTF-8", "a profile that prints", "many lines"):
         word, lie, words = OUTPUTS[kind]
         with lying_node(scene.lab, run_folder, HELD, {word: lie}):
-            failed_clearly(costly(scene, dag, **conf_of(scene, dag)), words)
+            failed_clearly(costly(scene, dag, **scene.conf(dag)), words)
         # a node that does not answer cannot give the lock back; the next run removes that of a run that has ended
         path = scene.lab.nodes[HELD].patroni_config
         path.with_name(path.name + LOCK).unlink(missing_ok=True)
         unchanged(scene.lab, before)
-    scene.must(dag, **conf_of(scene, dag))
+    scene.must(dag, **scene.conf(dag))
 
 
 # where no Patroni can be understood a rollback goes on without one, as it must, and waits three times for the leader
@@ -77,6 +74,25 @@ def test_a_resume_behind_lying_patronis(scene: Scene, run_folder: Path, kind: st
     expected = Expectation(scene, "resume", scene.deploy_badly())
     with lying_patronis(scene.lab, run_folder, {"GET /cluster": PATRONI[kind]}):
         cost = costly(scene, "resume", checkpoint=scene.record["id"])
+    assert cost.seconds < RUN_SECONDS, cost
+    ends_well(scene, expected, cost.state, cost.report)
+
+
+@pytest.mark.parametrize(
+    ("operation", "request_", "kind"),
+    [(operation, asked, kind) for operation, lies in ELSEWHERE.items() for asked in lies for kind in lies[asked]],
+)
+def test_a_lie_about_a_member_or_the_configuration(
+    scene: Scene, run_folder: Path, operation: str, request_: str, kind: str
+) -> None:
+    if operation == "checkpoint":
+        scene.record = {"held": HELD}
+        expected = Expectation(scene, operation, {})
+    else:
+        expected = replace(ready(scene), operation=operation)
+    with lying_patronis(scene.lab, run_folder, {request_: ELSEWHERE[operation][request_][kind]}) as liars:
+        cost = costly(scene, operation, **scene.conf(operation))
+    assert any(request_ in liar.asked for liar in liars), "the lie was not told"
     assert cost.seconds < RUN_SECONDS, cost
     ends_well(scene, expected, cost.state, cost.report)
 
@@ -116,19 +132,21 @@ def ends_well(scene: Scene, expected: Expectation, state: str, report: dict[str,
     """Raise unless the run ended before or after its work and said so, and the same run ends it without the lie."""
     assert is_a_sentence(str(report["message"])), report
     outcome = settle(expected)
-    found = list(wrongs(expected.operation, state, report, outcome))
+    found = list(wrongs(expected, state, report, outcome))
     assert not found, found
     if outcome.state == "after":
         return
     begin = time.monotonic()
-    scene.must(expected.operation, **conf_of(scene, expected.operation))
+    scene.must(expected.operation, **scene.conf(expected.operation))
     after(scene, expected)
     assert time.monotonic() - begin < RUN_SECONDS
 
 
 def after(scene: Scene, expected: Expectation) -> None:
     """Raise unless the cluster is as it must be after the operation."""
-    if expected.operation == "rollback":
+    if expected.operation == "checkpoint":
+        verdict(scene.lab, before=scene.fresh, rows=scene.rows, held=HELD)
+    elif expected.operation == "rollback":
         verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
     else:
         verdict(scene.lab, before=scene.fresh, rows=expected.deployed)
