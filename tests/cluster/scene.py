@@ -16,7 +16,7 @@ import psycopg
 from lab.client import AirflowClient
 from lab.cluster import Lab
 from ruamel.yaml import YAML
-from tests.cluster.verdict import Contents, Picture, contents
+from tests.cluster.verdict import Contents, Picture, contents, dcs
 
 JOURNAL = ".bluegreen-journal"
 LOCK = ".bluegreen-lock"
@@ -181,6 +181,12 @@ class Scene:
         (name,) = set(self.lab.names) - {self.held, self.leader}
         return name
 
+    def who(self, role: str) -> str:
+        """The member that is `held`, or was `leader` or `third` when the cluster was fresh."""
+        leader = str(self.fresh.leader)
+        (third,) = set(self.lab.names) - {self.held, leader}
+        return {"held": self.held, "leader": leader, "third": third}[role]
+
     def run(self, dag: str, **conf: Any) -> tuple[str, dict[str, Any]]:
         """Run one of the DAGs to its end; return its state and report."""
         return self.airflow.run(f"bluegreen_{dag}", {"cluster": self.lab.name, **conf}, seconds=DAG_SECONDS)
@@ -209,6 +215,11 @@ class Scene:
         state = str(states.get(task_id))
         return state if state in ("success", "failed", "skipped", "upstream_failed") else ""
 
+    def running(self, dag: str, run_id: str, task_id: str) -> bool:
+        """Whether a task of a run is running now."""
+        tasks = self.airflow.tasks(f"bluegreen_{dag}", run_id)
+        return any((task["task_id"], task["state"]) == (task_id, "running") for task in tasks)
+
     def refused(self, dag: str, **conf: Any) -> str:
         """Run one of the DAGs, which must be refused; return its sentence."""
         state, report = self.run(dag, **conf)
@@ -231,6 +242,13 @@ class Scene:
         report = self.must("rollback", **self.rollback_conf(**conf))
         assert report["result"] == "rolled_back"
         return report
+
+    def conf(self, operation: str) -> dict[str, Any]:
+        """The params of an operation on this scene; a checkpoint holds the member that is the scene's held one."""
+        if operation == "checkpoint":
+            # who leads now cannot be held
+            return {"label": "release 1", "standby": self.held if self.held != self.lab.leader() else None}
+        return self.rollback_conf() if operation == "rollback" else {"checkpoint": self.record["id"]}
 
     def deploy(self, migration: str, *, drop_database: str = "") -> Contents:
         """Run a migration on the leader, as its owner; return what the leader has then."""
@@ -286,6 +304,31 @@ class Scene:
         self.lab.kill_patroni(name)
         self.lab.kill_postgres(name)
         wait_for(f"{name} is down", lambda: self.lab.postmaster(name) is None)
+
+    def keep_little_wal(self) -> None:
+        """Have a leader keep 32 MB of WAL for a slot; the fresh cluster counts as one that was told so."""
+        lab, leader = self.lab, self.leader
+        keeps_little = {"postgresql": {"parameters": {"wal_keep_size": "0", "max_slot_wal_keep_size": "32MB"}}}
+        lab.http.patch(f"{lab.nodes[leader].rest}/config", json=keeps_little).raise_for_status()
+        keeps = "select setting from pg_settings where name = 'max_slot_wal_keep_size'"
+        wait_for("the leader keeps little", lambda: lab.sql(leader, keeps, database="postgres") == [("32",)])
+        self.fresh.dcs["config"] = dcs(lab)["config"]
+
+    def stop_receiving(self) -> None:
+        """Restart the held standby's server: it has no receiver then while its replay waits (hazard H7)."""
+        self.lab.patronictl("restart", self.lab.name, self.held, "--force").check_returncode()
+
+    def outrun_slot(self) -> None:
+        """Write on the leader until it has lost the slot of the held standby, which does not receive."""
+        lab, leader = self.lab, self.leader
+
+        def is_lost() -> bool:
+            for statement in ("select txid_current()", "select pg_switch_wal()", "checkpoint"):
+                lab.sql(leader, statement, database="postgres")
+            status = "select wal_status from pg_replication_slots where slot_name = %s"
+            return lab.sql(leader, status, [self.held], database="postgres") == [("lost",)]
+
+        wait_for("the slot is lost", is_lost)
 
     def spoil_shutdowns(self) -> tuple[str, str]:
         """The third crashes, and the checkpoint of the leader's shutdown will not end, as on a slow disk."""

@@ -105,7 +105,7 @@ def test_a_person_is_asked_and_decides(scene: Scene) -> None:
 
 def test_while_a_deployment_runs_nobody_else_ends_its_checkpoint(scene: Scene) -> None:
     run_id = scene.trigger("deploy", command="sleep 45", checks=CHECKS)
-    wait_for("the deployment runs", lambda: _state(scene, run_id, "deploy") == "running", seconds=200)
+    wait_for("the deployment runs", lambda: scene.running("deploy", run_id, "deploy"), seconds=200)
     (report,) = [scene.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")]
     scene.record = report["checkpoint"]
     for dag, conf in (("resume", {}), ("rollback", scene.rollback_conf())):
@@ -117,9 +117,7 @@ def test_while_a_deployment_runs_nobody_else_ends_its_checkpoint(scene: Scene) -
 
 def test_a_killed_worker_finds_the_same_child_again(scene: Scene, standalone: Airflow) -> None:
     run_id = scene.trigger("deploy", sql=GOOD_MIGRATION, checks=CHECKS)
-    wait_for(
-        "the parent triggers", lambda: _state(scene, run_id, "take_checkpoint") == "running", seconds=120, every=0.02
-    )
+    wait_for("the parent triggers", lambda: scene.running("deploy", run_id, "take_checkpoint"), 120, every=0.02)
     killed = _kill_task(standalone, "take_checkpoint")
     report = scene.finish("deploy", run_id)
     assert report["result"] == "deployed", (killed, report)
@@ -127,13 +125,6 @@ def test_a_killed_worker_finds_the_same_child_again(scene: Scene, standalone: Ai
     assert [run["dag_run_id"] for run in children if run["dag_run_id"].startswith(run_id)] == [
         f"{run_id}__bluegreen_checkpoint__0"
     ]
-
-
-def _state(scene: Scene, run_id: str, task_id: str) -> str | None:
-    for task in scene.airflow.tasks("bluegreen_deploy", run_id):
-        if task["task_id"] == task_id:
-            return task["state"]
-    return None
 
 
 def _kill_task(standalone: Airflow, task_id: str) -> int:

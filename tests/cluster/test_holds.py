@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.cluster.scene import Scene, has, wait_for
-from tests.cluster.verdict import contents, look, verdict
+from tests.cluster.verdict import contents, verdict
 
 LOOPS_SECONDS = 14  # more than two loop_waits of 5 s
 
@@ -69,24 +69,11 @@ def test_a_second_rollback_after_a_first(scene: Scene) -> None:
 
 def lose_slot(scene: Scene) -> None:
     """Take a checkpoint and deploy, on a leader that keeps little WAL back and has lost the held standby's slot."""
-    lab, leader = scene.lab, scene.leader
-    keeps_little = {"postgresql": {"parameters": {"wal_keep_size": "0", "max_slot_wal_keep_size": "32MB"}}}
-    lab.http.patch(f"{lab.nodes[leader].rest}/config", json=keeps_little).raise_for_status()
-    keeps = "select setting from pg_settings where name = 'max_slot_wal_keep_size'"
-    wait_for("the leader keeps little", lambda: lab.sql(leader, keeps, database="postgres") == [("32",)])
-    scene.fresh = look(lab)
+    scene.keep_little_wal()
     scene.checkpoint()
-    # after a restart a held standby has no receiver
-    lab.patronictl("restart", lab.name, scene.held, "--force").check_returncode()
+    scene.stop_receiving()
     scene.deploy_badly()
-
-    def is_lost() -> bool:
-        for statement in ("select txid_current()", "select pg_switch_wal()", "checkpoint"):
-            lab.sql(leader, statement, database="postgres")
-        status = "select wal_status from pg_replication_slots where slot_name = %s"
-        return lab.sql(leader, status, [scene.held], database="postgres") == [("lost",)]
-
-    wait_for("the slot is lost", is_lost)
+    scene.outrun_slot()
 
 
 def test_a_standby_whose_wal_is_gone_is_cloned_by_resume(scene: Scene) -> None:

@@ -35,6 +35,14 @@ def forget(airflow: Airflow) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def begin_anew(scene: Scene, airflow: Airflow) -> None:
+    """Start it, and wait until it knows the DAGs."""
+    airflow.start()
+    scene.airflow = lab_client(airflow.run)
+    wait_for("the DAGs are known", lambda: all(_exists(scene, dag) for dag in DAGS), seconds=120, every=1)
+    scene.airflow.request("PATCH", "dags/bluegreen_monitor", {"is_paused": True})
+
+
 @pytest.mark.parametrize("phase", ["stopping", "promoted"])
 def test_a_second_run_finishes_a_rollback_from_the_journals_alone(
     scene: Scene, standalone: Airflow, phase: str
@@ -50,10 +58,7 @@ def test_a_second_run_finishes_a_rollback_from_the_journals_alone(
     crash(standalone)
     lab.stop_patroni(*lab.names)  # whatever was still running
     forget(standalone)
-    standalone.start()
-    scene.airflow = lab_client(standalone.run)
-    wait_for("the DAGs are known", lambda: all(_exists(scene, dag) for dag in DAGS), seconds=120, every=1)
-    scene.airflow.request("PATCH", "dags/bluegreen_monitor", {"is_paused": True})
+    begin_anew(scene, standalone)
     assert scene.locks(), "the dead run's lock is still there"
 
     sentence = scene.refused("rollback", **conf)
@@ -63,6 +68,20 @@ def test_a_second_run_finishes_a_rollback_from_the_journals_alone(
     assert any(run_id in warning for warning in report["warnings"]), report["warnings"]
     verdict(lab, before=scene.fresh, rows=scene.rows, leader=held, after_xid=scene.xid)
     assert scene.locks() == []
+
+
+def test_a_checkpoint_is_found_again_by_an_airflow_that_never_took_it(scene: Scene, standalone: Airflow) -> None:
+    scene.checkpoint()
+    scene.deploy_badly()
+
+    crash(standalone)
+    forget(standalone)
+    begin_anew(scene, standalone)
+
+    sentence = scene.refused("checkpoint")
+    assert scene.record["id"] in sentence, sentence
+    scene.rollback()
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
 
 
 def _exists(scene: Scene, dag: str) -> bool:

@@ -1,0 +1,55 @@
+"""Airflow dies while a deployment waits in the triggerer for the run that it has triggered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lab.standalone import Airflow
+from tests.cluster.scene import BAD_MIGRATION, Scene, wait_for
+from tests.cluster.verdict import contents, verdict
+from tests.faults import damage
+from tests.faults.breakpoints import Breakpoints, Point
+from tests.faults.conftest import Stage
+
+WAITS = 300
+
+
+def airflow_dies(scene: Scene, points: Breakpoints, stoppable: Airflow, folder: Path, child: Point, waiter: str) -> str:
+    """Run a bad deployment; kill all of Airflow while a child of it stands at a point; return the deployment's run."""
+    points.arm(child)
+    run_id = scene.trigger("deploy", sql=BAD_MIGRATION, checks=["select count(*) = 0 from orders where total = 0"])
+    wait_for(f"{child.task} reaches its point", lambda: points.reached() is not None, WAITS)
+
+    def waits() -> bool:
+        tasks = scene.airflow.tasks("bluegreen_deploy", run_id)
+        return any((task["task_id"], task["state"]) == (waiter, "deferred") for task in tasks)
+
+    wait_for(f"{waiter} waits in the triggerer", waits)
+    damage.airflow_killed(damage.Place(scene, points, scene.lab.names[0], folder, stoppable))
+    points.clear()
+    return run_id
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("child", "waiter"),
+    [
+        (Point("bluegreen_checkpoint", "hold", "task", "begin"), "held"),
+        (Point("bluegreen_rollback", "recover", "task", "begin"), "rolled_back"),
+    ],
+    ids=["checkpoint", "rollback"],
+)
+def test_a_deployment_whose_airflow_dies_while_it_waits_is_rolled_back_all_the_same(
+    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path, child: Point, waiter: str
+) -> None:
+    scene = stage.set("checkpoint")
+
+    run_id = airflow_dies(scene, points, stoppable, tmp_path, child, waiter)
+
+    state = scene.airflow.wait("bluegreen_deploy", run_id, seconds=WAITS)
+    report = scene.airflow.xcom("bluegreen_deploy", run_id, "report")
+    assert report and (state, report["result"]) == ("failed", "rolled_back"), report
+    scene.record = report["checkpoint"]
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+    assert contents(scene.lab, scene.held) == scene.rows
