@@ -17,16 +17,19 @@ DURING: dict[str, dict[str, tuple[str, str, str]]] = {
         "hold": ("rest", "begin", r"POST .*/reload"),
         "mark": ("sql", "end", r"^mark$"),
         "record": ("rest", "begin", r"POST .*/reload"),
+        "undo": ("rest", "begin", r"POST .*/reload"),
     },
     "resume": {
         "check": ("node", "end", r"echo taken"),
         "release": ("rest", "begin", r"POST .*/reload"),
+        "rejoin": ("rest", "begin", r"POST .*/reinitialize"),
         "close": ("node", "end", r"rm -rf"),
     },
     "rollback": {
         "plan": ("node", "end", r"echo taken"),
         "stop": ("node", "end", r"ctl stop"),
         "recover": ("node", "begin", r"pg_ctl\" start"),
+        "put_back": ("node", "begin", r"ctl start"),
         "remove_cluster": ("node", "end", r"Yes I am aware"),
         "start_leader": ("node", "begin", r"ctl start"),
         "rejoin": ("node", "end", r"pg_rewind"),
@@ -36,6 +39,19 @@ DURING: dict[str, dict[str, tuple[str, str, str]]] = {
 MANAGER_SECONDS = 8
 """How long it takes until a service manager has started a killed Patroni again."""
 STEPS = {operation: [*steps, "unlock"] for operation, steps in DURING.items()}
+
+
+@dataclass(frozen=True)
+class Break:
+    """What is broken earlier than a case's own fault, so that the operation comes to that point at all.
+
+    :param member: as in `Case`.
+    """
+
+    task: str
+    moment: str
+    fault: Callable[[Place], Mend]
+    member: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class Case:
     :param lost: the fault makes the checkpoint worthless: the operation must refuse for good, and say so.
     :param comes_back: what is lost may come back when the old cluster serves again: the leader sends its WAL.
     :param mend_after: seconds after which it is mended while the operation still runs; None for after its end.
+    :param first: what leads there; it is mended after the operation's end.
     """
 
     operation: str
@@ -62,6 +79,7 @@ class Case:
     lost: bool = False
     comes_back: bool = False
     mend_after: float | None = None
+    first: Break | None = None
 
     @property
     def name(self) -> str:
@@ -95,7 +113,8 @@ class Case:
         if self.lost:
             return True
         half_way = _reached(self, *HALF_WAY[self.operation])
-        promoted = self.operation == "rollback" and _reached(self, "recover", "after")
+        undoes = self.task == "put_back"
+        promoted = self.operation == "rollback" and _reached(self, "recover", "after") and not undoes
         if self.mend_after is not None or not (half_way or self.fault is damage.etcd_stopped):
             return False
         if self.fault is damage.etcd_stopped:
@@ -104,6 +123,8 @@ class Case:
         if self.fault in TAKES_AWAY:
             # only the held member is changed by a checkpoint
             return self.operation != "checkpoint" or self.member == "held"
+        if undoes:
+            return self.fault.__name__ == "ctl_fails"
         # going on needs these, and nothing is undone; Airflow may use up a task's tries while it comes back
         return promoted and (
             self.fault is damage.airflow_killed
@@ -111,13 +132,19 @@ class Case:
             or (self.fault.__name__ == "pg_rewind_fails" and self.conf.get("rejoin") == "rewind")
         )
 
-    def point(self, member: str) -> Point:
-        """Where the task stops for the fault."""
+    @property
+    def breaks(self) -> list[Break]:
+        """Everything that is broken, in its order."""
+        own = Break(self.task, self.moment, self.fault, self.member)
+        return [self.first, own] if self.first else [own]
+
+    def point(self, broken: Break) -> Point:
+        """Where the task stops for it."""
         dag = f"bluegreen_{self.operation}"
-        if self.moment == "during":
-            kind, edge, match = DURING[self.operation][self.task]
-            return Point(dag, self.task, kind, edge, match)
-        return Point(dag, self.task, "task", "begin" if self.moment == "before" else "end", "")
+        if broken.moment == "during":
+            kind, edge, match = DURING[self.operation][broken.task]
+            return Point(dag, broken.task, kind, edge, match)
+        return Point(dag, broken.task, "task", "begin" if broken.moment == "before" else "end", "")
 
 
 # from here on an operation has changed something: the hold is written or taken out, everybody is stopped
@@ -157,12 +184,27 @@ SPREAD = {
 }
 
 
+# the steps that a good run skips, and how a run comes to them
+NO_JOURNAL = Break("record", "before", damage.ssh_refused, "third")
+NO_RECOVERY = Break("recover", "before", damage.program("pg_waldump", "fails"), "held")
+LEADS_TO: dict[tuple[str, str], dict[str, Any]] = {
+    ("checkpoint", "undo"): {"first": NO_JOURNAL},
+    ("resume", "rejoin"): {"prepare": (damage.slot_lost,)},
+    ("rollback", "put_back"): {"first": NO_RECOVERY},
+}
+
+
+def _case(operation: str, task: str, moment: str, fault: Callable[[Place], Mend], member: str = "held") -> Case:
+    """A case with what leads to its step."""
+    return Case(operation, task, moment, fault, member, **LEADS_TO.get((operation, task), {}))
+
+
 def _killed() -> Iterator[Case]:
     for operation, steps in STEPS.items():
         for step in steps:
-            for moment in ("before", "during", "after"):
+            for moment in MOMENTS:
                 if moment != "during" or step in DURING[operation]:
-                    yield Case(operation, step, moment, damage.task_killed)
+                    yield _case(operation, step, moment, damage.task_killed)
 
 
 def _cases() -> Iterator[Case]:
@@ -282,6 +324,27 @@ def _cases() -> Iterator[Case]:
             manager = fault is damage.patroni_killed and member == "leader"
             yield Case(operation, step, moment, fault, member, mend_after=MANAGER_SECONDS if manager else None)
 
+    for moment, fault, member in (
+        ("before", damage.ssh_refused, "held"),
+        ("before", damage.postgres_killed, "held"),
+        ("during", damage.patroni_killed, "held"),
+        ("during", damage.airflow_killed, "held"),
+    ):
+        yield _case(checkpoint, "undo", moment, fault, member)
+    yield _case(resume, "rejoin", "before", damage.ssh_refused, "held")
+    yield _case(resume, "rejoin", "during", damage.airflow_killed)
+    for moment, fault, member in (
+        ("before", damage.ssh_refused, "leader"),
+        ("before", damage.program("ctl", "fails"), "leader"),
+        ("before", damage.etcd_stopped, "held"),
+        ("before", damage.person_restores_yaml, "leader"),
+        ("during", damage.ssh_cut, "third"),
+        ("during", damage.airflow_killed, "held"),
+        ("after", damage.postgres_killed, "leader"),
+    ):
+        yield _case(rollback, "put_back", moment, fault, member)
+    yield Case(rollback, "recover", "after", damage.postgres_stopped)
+    yield Case(rollback, "rejoin", "before", damage.postgres_stopped)
     yield Case(rollback, "plan", "before", damage.wal_missing, lost=True)
     yield Case(rollback, "plan", "before", damage.mark_not_in_wal, lost=True)
     yield Case(rollback, "recover", "before", damage.wal_missing, lost=True, comes_back=True)

@@ -112,10 +112,7 @@ def place_of(stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Pa
 
     def make(case: Case) -> Place:
         scene = stage.set(case.operation)
-        leader = str(scene.fresh.leader)
-        (third,) = set(stage.lab.names) - {leader, scene.held}
-        member = {"held": scene.held, "leader": leader, "third": third}[case.member]
-        return Place(scene, points, member, tmp_path, stoppable)
+        return Place(scene, points, scene.who(case.member), tmp_path, stoppable)
 
     return make
 

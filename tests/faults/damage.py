@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -20,7 +20,7 @@ from lab.standalone import Airflow
 from tests.cluster.scene import Scene, changed, of_root, wait_for
 from tests.faults.breakpoints import Breakpoints
 
-Mend = Callable[[], None]
+Mend = Callable[[], object]
 RUNS_ON_SECONDS = 6
 """How long a command goes on after its connection was cut: longer than the first retry takes to come."""
 
@@ -42,6 +42,14 @@ class Place:
     def lab(self) -> Lab:
         """The lab."""
         return self.scene.lab
+
+    def at(self, role: str, folder: Path) -> Place:
+        """Another member of the same scene.
+
+        :param role: as in `Scene.who`.
+        :param folder: empty, for what lies there.
+        """
+        return replace(self, member=self.scene.who(role), folder=folder)
 
 
 def nothing() -> None:
@@ -339,10 +347,10 @@ def _covered(place: Place, path: Path, first: str, interpreter: str = "") -> Men
     fake, real = place.folder / "fake", place.folder / "real"
     real.write_bytes(path.read_bytes())
     fake.write_text(f'#!/bin/sh\n{first}\nexec {interpreter} {real} "$@"\n')
-    for entry in (fake, real, place.folder, *list(place.folder.parents)[:2]):
-        entry.chmod(0o755)
+    for entry in (fake, real, place.folder, *place.folder.parents):
+        entry.chmod(entry.stat().st_mode | 0o555)
     subprocess.run(["mount", "--bind", fake, path], check=True)
-    return lambda: subprocess.run(["umount", "-l", path], check=True) and None
+    return lambda: subprocess.run(["umount", "-l", path], check=True)
 
 
 def _require_one_mount_namespace(place: Place) -> None:
@@ -361,12 +369,20 @@ def wal_missing(place: Place) -> Mend:
     return nothing
 
 
+def slot_lost(place: Place) -> Mend:
+    """The leader has lost the slot of the held standby, which does not receive, and the WAL that it needs."""
+    place.scene.keep_little_wal()
+    place.scene.stop_receiving()
+    place.scene.outrun_slot()
+    return nothing
+
+
 def auto_conf_strange(place: Place) -> Mend:
     """The held member's postgresql.auto.conf names another recovery target, and cannot be parsed in one line."""
     path = place.lab.nodes[place.member].data_dir / "postgresql.auto.conf"
     text = path.read_text()
     path.write_text(text + "recovery_target_time = '2001-01-01'\nrecovery_target_name = 'nowhere'\n")
-    return lambda: path.write_text(text) and None
+    return lambda: path.write_text(text)
 
 
 def hba_of_root(place: Place) -> Mend:

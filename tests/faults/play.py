@@ -12,11 +12,11 @@ from typing import Any
 from tests.cluster.scene import Scene, wait_for, watching
 from tests.cluster.verdict import Contents
 from tests.faults.cases import Case
-from tests.faults.damage import Place, patroni_killed
+from tests.faults.damage import Mend, Place, patroni_killed
 from tests.faults.judge import Expectation, Outcome, emptied, not_as_written, settle, taking_writes, wrongs
 
 RUN_SECONDS = 420
-REACH_SECONDS = 120
+REACH_SECONDS = 300
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Result:
     wrong: list[str] = field(default_factory=list)
 
 
-def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> Result:
+def play(case: Case, place: Place, deployed: Contents) -> Result:
     """Break it, let the run end, judge, and see whether the same run again finishes the work."""
     scene, begin = place.scene, time.monotonic()
     expected = Expectation(scene, case.operation, deployed, case.fails_over)
@@ -46,7 +46,7 @@ def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> 
     with contextlib.ExitStack() as last, _watched(scene, orphan, found.wrong):
         for prepare in case.prepare:
             last.callback(prepare(place))
-        run_id = broken_run(case, place, conf)
+        run_id = broken_run(case, place)
         dag = f"bluegreen_{case.operation}"
         state = scene.airflow.state(dag, run_id)
         report = scene.airflow.xcom(dag, run_id, "report") or {}
@@ -57,7 +57,7 @@ def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> 
         if outcome.state == "after":
             found.wrong += not_as_written(expected)
         else:
-            _again(case, expected, conf, outcome, found)
+            _again(case, expected, outcome, found)
         if found.verdict == "person" and not case.person:
             lacks = "; ".join(outcome.lacks.get("before", [])[:6])
             found.wrong.append(f"nothing about this fault needs a person; to the state before lacks: {lacks}")
@@ -65,49 +65,58 @@ def play(case: Case, place: Place, deployed: Contents, conf: dict[str, Any]) -> 
     return found
 
 
-def broken_run(case: Case, place: Place, conf: dict[str, Any]) -> str:
-    """Start the run, break it at its point, and wait for its end; what was broken is mended then."""
+def broken_run(case: Case, place: Place) -> str:
+    """Start the run, break it at its points, and wait for its end; what was broken is mended then."""
     scene, dag = place.scene, f"bluegreen_{case.operation}"
-    place.points.arm(case.point(place.member))
-    run_id = scene.trigger(case.operation, **conf)
-    ended = False
-
-    def reached() -> bool:
-        nonlocal ended
-        ended = scene.airflow.state(dag, run_id) in ("success", "failed")
-        return ended or place.points.reached() is not None
-
-    wait_for(f"{case.task} reaches its point", reached, REACH_SECONDS)
-    assert not ended, f"the run ended before it reached its point: {scene.airflow.xcom(dag, run_id, 'report')}"
-    mended = threading.Lock()
-    try:
-        mend = case.fault(place)
-    finally:
-        place.points.go()
-
-    def mend_once() -> None:
-        if mended.acquire(blocking=False):
-            mend()
-
-    timer = threading.Timer(case.mend_after, mend_once) if case.mend_after is not None else None
-    if timer:
-        timer.start()
-    try:
+    run_id = ""
+    with contextlib.ExitStack() as mends:
+        mends.callback(place.points.clear)
+        for number, broken in enumerate(case.breaks):
+            place.points.arm(case.point(broken))
+            run_id = run_id or scene.trigger(case.operation, **_conf(case, scene))
+            _wait_point(place, dag, run_id, broken.task)
+            folder = place.folder / str(number)
+            folder.mkdir()
+            try:
+                mend = broken.fault(place.at(broken.member, folder))
+            finally:
+                place.points.go()
+            mend = _only_once(mend)
+            mends.callback(mend)
+        if case.mend_after is not None:
+            timer = threading.Timer(case.mend_after, mend)
+            timer.start()
+            mends.callback(timer.cancel)
         scene.airflow.wait(dag, run_id, seconds=RUN_SECONDS, every_seconds=0.5)
-    finally:
-        if timer:
-            timer.cancel()
-        mend_once()
-        place.points.clear()
     return run_id
 
 
-def _again(case: Case, expected: Expectation, conf: dict[str, Any], outcome: Outcome, found: Result) -> None:
+def _conf(case: Case, scene: Scene) -> dict[str, Any]:
+    return {**scene.conf(case.operation), **case.conf}
+
+
+def _wait_point(place: Place, dag: str, run_id: str, task: str) -> None:
+    """Wait until a task stands at the point that is armed."""
+    airflow, ended = place.scene.airflow, False
+
+    def reached() -> bool:
+        nonlocal ended
+        ended = airflow.state(dag, run_id) in ("success", "failed")
+        return ended or place.points.reached() is not None
+
+    wait_for(f"{task} reaches its point", reached, REACH_SECONDS)
+    assert not ended, f"the run ended before it reached its point: {airflow.xcom(dag, run_id, 'report')}"
+
+
+def _only_once(mend: Mend) -> Mend:
+    """Mend when it is asked for first, and never again."""
+    unmended = threading.Lock()
+    return lambda: mend() if unmended.acquire(blocking=False) else None
+
+
+def _again(case: Case, expected: Expectation, outcome: Outcome, found: Result) -> None:
     """The same DAG again must finish the work, or, where nothing can, say so over a cluster that serves."""
-    if "standby" in conf and conf["standby"] == expected.scene.lab.leader():
-        # the hold was over before another leader was looked for; a person does what the refusal says
-        conf = {**conf, "standby": None}
-    state, report = expected.scene.run(case.operation, **conf)
+    state, report = expected.scene.run(case.operation, **_conf(case, expected.scene))
     found.again = str(report.get("message") or "")
     if case.lost:
         if outcome.state != "before":

@@ -50,7 +50,7 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
             alone = pool.submit(third_is_stopped)
             case = Case("rollback", "recover", "before", lost_and_slow)
             place = damage.Place(scene, points, scene.held, tmp_path, stoppable)
-            run_id = broken_run(case, place, scene.rollback_conf())
+            run_id = broken_run(case, place)
             ended = time.time()
             wait_for(
                 "the old leader takes writes again",
@@ -91,7 +91,7 @@ def test_an_old_leader_that_recovers_from_its_crash_leads_before_the_others_star
 
     case = Case("rollback", "stop", "before", crashed_and_lost)
     began = time.monotonic()
-    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable), scene.rollback_conf())
+    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable))
 
     report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
     assert time.monotonic() - began > slow, "its recovery was not slow"
@@ -115,7 +115,7 @@ def test_a_refused_rollback_puts_back_what_a_former_one_has_stopped(
         return damage.program("ctl", "fails")(place)
 
     case = Case("rollback", "recover", "before", lost_and_nobody_starts)
-    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable), scene.rollback_conf())
+    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable))
 
     report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
     assert "Putting the old cluster back into service failed too" in report["message"], report
@@ -147,7 +147,7 @@ def test_the_others_serve_where_the_held_member_cannot_be_started(
         return mend
 
     case = Case("rollback", "recover", "before", rooted)
-    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable), scene.rollback_conf())
+    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable))
 
     report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
     assert report["result"] == "failed", report
