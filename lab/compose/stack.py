@@ -282,6 +282,19 @@ class ComposeLab(Lab):
         """Give a node its network back, with the same address."""
         docker("network", "connect", "--ip", self.nodes[name].host, "bluegreen_cluster", container(name))
 
+    def cut_between(self, one: str, other: str) -> None:
+        """Take the way between two nodes away; everybody else reaches both."""
+        self._blackhole("add", one, other)
+
+    def join_between(self, one: str, other: str) -> None:
+        """Give two nodes their way back."""
+        self._blackhole("del", one, other)
+
+    def _blackhole(self, action: str, one: str, other: str) -> None:
+        """Change the routes of a node by a container that shares its network, since the node itself may not."""
+        within = ("--network", f"container:{container(one)}", "--cap-add", "NET_ADMIN", "--entrypoint", "ip")
+        docker("run", "--rm", *within, "bluegreen-node", "route", action, "blackhole", self.nodes[other].host)
+
     def snapshot(self, name: str) -> None:
         """Stop the nodes, keep their folders, start them again."""
         target = RUN / "snapshots" / name
