@@ -185,10 +185,10 @@ SPREAD = {
 
 
 # the steps that a good run skips, and how a run comes to them
-NO_JOURNAL = Break("record", "before", damage.ssh_refused, "third")
+NO_MARK = Break("mark", "before", damage.postgres_stopped, "third")
 NO_RECOVERY = Break("recover", "before", damage.program("pg_waldump", "fails"), "held")
 LEADS_TO: dict[tuple[str, str], dict[str, Any]] = {
-    ("checkpoint", "undo"): {"first": NO_JOURNAL},
+    ("checkpoint", "undo"): {"first": NO_MARK},
     ("resume", "rejoin"): {"prepare": (damage.slot_lost,)},
     ("rollback", "put_back"): {"first": NO_RECOVERY},
 }
