@@ -50,7 +50,8 @@ def test_of_two_checkpoints_one_is_held(scene: Scene) -> None:
 
 
 def test_a_rollback_that_takes_over_ends_a_deployment_that_still_runs(scene: Scene) -> None:
-    run_id = scene.trigger("deploy", command="sleep 60", checks=["select true"])
+    goes_on = "psql -XAtc \"select 1 / (to_regclass('go_on') is not null)::int\""
+    run_id = scene.trigger("deploy", command=f"until {goes_on}; do sleep 1; done", checks=["select true"])
     wait_for("the deployment runs", lambda: scene.running("deploy", run_id, "deploy"), seconds=200)
     report = scene.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")
     assert report
@@ -61,10 +62,12 @@ def test_a_rollback_that_takes_over_ends_a_deployment_that_still_runs(scene: Sce
 
     assert scene.running("deploy", run_id, "deploy"), "the deployment had ended before"
     verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
-    # its own resume or rollback finds nothing that it could end, and nobody is told that it was deployed
+    # its own resume finds nothing that it could end, and nobody is told that it was deployed
+    scene.lab.sql(scene.held, "create table go_on ()", user="release")
     state = scene.airflow.wait("bluegreen_deploy", run_id, seconds=400)
     report = scene.airflow.xcom("bluegreen_deploy", run_id, "report")
     assert report
     assert state == "failed" and report["result"] != "deployed", report
     assert "no checkpoint" in report["message"], report
+    scene.lab.sql(scene.leader, "drop table go_on", user="release")
     verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
