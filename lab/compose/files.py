@@ -226,6 +226,7 @@ postgresql:
   pg_hba:
   - local all         all                      scram-sha-256
   - host  all         all        127.0.0.1/32 scram-sha-256
+  - host  replication replicator 127.0.0.1/32 scram-sha-256
   - host  all         all        {place.subnet}.0/24 scram-sha-256
   - host  replication replicator {place.subnet}.0/24 scram-sha-256
 

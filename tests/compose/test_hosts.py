@@ -107,12 +107,13 @@ def broken_operation(
         finally:
             mend()
         fails_over = operation == "rollback" and task_id in ("start_leader", "rejoin", "close", "unlock")
-        expected = Expectation(scene, operation, stage.deployed, fails_over=fails_over)
+        expected = Expectation(scene, operation, stage.deployed, fails_over=fails_over, cut_off=True)
         state = scene.airflow.wait(f"bluegreen_{operation}", run_id, seconds=RUN_SECONDS, every_seconds=0.5)
         report: dict[str, Any] = scene.airflow.xcom(f"bluegreen_{operation}", run_id, "report") or {}
         outcome = settle(expected, seconds=90)
     print(f"{task_id}: {state}, {outcome.state or 'needs a person'}: {report.get('message')}")
-    assert not list(wrongs(expected, state, report, outcome))
+    found = list(wrongs(expected, state, report, outcome))
+    assert not found, "\n".join(found)
     if outcome.state != "after":
         again, report = scene.run(operation, **scene.conf(operation))
         then = settle(expected, seconds=90, wanted="after")

@@ -34,12 +34,15 @@ class Expectation:
     :param scene: the cluster; its record is that of the checkpoint, where one was there before.
     :param deployed: what the leader has after the deployment.
     :param fails_over: the new leader may have been followed by another, or by itself, on one more timeline.
+    :param cut_off: the held member may have lost its leader after it had received the mark: it starts no receiver then
+        until its replay goes on (hazard H7).
     """
 
     scene: Scene
     operation: str
     deployed: Contents
     fails_over: bool = False
+    cut_off: bool = False
 
     def before(self, picture: Picture) -> list[str]:
         """What keeps the cluster from being as it was before the operation."""
@@ -63,7 +66,9 @@ class Expectation:
             held = next((name for name, one in picture.members.items() if one.tags.get("bluegreen_id")), None)
             if not held:
                 return ["no member is held"]
-            return picture_faults(picture, fresh, rows, held=held) + self._hold_faults(picture, held, {Phase.HELD})
+            held_streams = picture.members[held].streams if self.cut_off else True
+            faults = picture_faults(picture, fresh, rows, held=held, held_streams=held_streams)
+            return faults + self._hold_faults(picture, held, {Phase.HELD})
         if self.operation == "resume":
             return picture_faults(picture, fresh, self.deployed)
         if self.fails_over:
