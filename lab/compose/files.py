@@ -329,6 +329,8 @@ def container_environment(place: Place, known: dict[str, str]) -> dict[str, str]
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         # with LocalExecutor what a killed scheduler ran is found at this check only
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
+        # a task whose api-server is not up yet fails after five requests, within 20 s, and has used up a try
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "10",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         "AIRFLOW__API__HOST": "0.0.0.0",
