@@ -185,7 +185,7 @@ SPREAD = {
 
 
 # the steps that a good run skips, and how a run comes to them
-NO_MARK = Break("mark", "before", damage.postgres_stopped, "third")
+NO_MARK = Break("mark", "before", damage.right_taken_away, "leader")
 NO_RECOVERY = Break("recover", "before", damage.program("pg_waldump", "fails"), "held")
 LEADS_TO: dict[tuple[str, str], dict[str, Any]] = {
     ("checkpoint", "undo"): {"first": NO_MARK},

@@ -369,6 +369,13 @@ def wal_missing(place: Place) -> Mend:
     return nothing
 
 
+def right_taken_away(place: Place) -> Mend:
+    """A person takes away, on the leader, the right without which there is no mark."""
+    right = "execute on function pg_create_restore_point(text)"
+    place.lab.sql(place.member, f"revoke {right} from bluegreen")
+    return lambda: place.lab.sql(place.scene.leader, f"grant {right} to bluegreen")
+
+
 def slot_lost(place: Place) -> Mend:
     """The leader has lost the slot of the held standby, which does not receive, and the WAL that it needs."""
     place.scene.keep_little_wal()
