@@ -215,10 +215,10 @@ class Scene:
         state = str(states.get(task_id))
         return state if state in ("success", "failed", "skipped", "upstream_failed") else ""
 
-    def running(self, dag: str, run_id: str, task_id: str) -> bool:
-        """Whether a task of a run is running now."""
+    def is_in(self, dag: str, run_id: str, task_id: str, *states: str) -> bool:
+        """Whether a task of a run is in one of these states now."""
         tasks = self.airflow.tasks(f"bluegreen_{dag}", run_id)
-        return any((task["task_id"], task["state"]) == (task_id, "running") for task in tasks)
+        return any(task["task_id"] == task_id and task["state"] in states for task in tasks)
 
     def refused(self, dag: str, **conf: Any) -> str:
         """Run one of the DAGs, which must be refused; return its sentence."""

@@ -28,9 +28,8 @@ def one_of(scene: Scene, wanted: list[tuple[str, dict[str, Any]]]) -> tuple[str,
 def test_of_two_that_end_a_checkpoint_one_does(scene: Scene, other: str) -> None:
     scene.checkpoint()
     deployed = scene.deploy_badly()
-    confs = {"rollback": scene.rollback_conf(), "resume": {"checkpoint": scene.record["id"]}}
 
-    won, _, sentence = one_of(scene, [("rollback", scene.rollback_conf()), (other, confs[other])])
+    won, _, sentence = one_of(scene, [(dag, scene.conf(dag)) for dag in ("rollback", other)])
 
     # the lock's owner is named where it was met, and the checkpoint where that was gone already
     assert "locked by" in sentence or "no checkpoint" in sentence, sentence
@@ -52,7 +51,7 @@ def test_of_two_checkpoints_one_is_held(scene: Scene) -> None:
 def test_a_rollback_that_takes_over_ends_a_deployment_that_still_runs(scene: Scene) -> None:
     goes_on = "psql -XAtc \"select 1 / (to_regclass('go_on') is not null)::int\""
     run_id = scene.trigger("deploy", command=f"until {goes_on}; do sleep 1; done", checks=["select true"])
-    wait_for("the deployment runs", lambda: scene.running("deploy", run_id, "deploy"), seconds=200)
+    wait_for("the deployment runs", lambda: scene.is_in("deploy", run_id, "deploy", "running"), seconds=200)
     report = scene.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")
     assert report
     scene.record = report["checkpoint"]
@@ -60,7 +59,7 @@ def test_a_rollback_that_takes_over_ends_a_deployment_that_still_runs(scene: Sce
 
     scene.rollback(take_over=True)
 
-    assert scene.running("deploy", run_id, "deploy"), "the deployment had ended before"
+    assert scene.is_in("deploy", run_id, "deploy", "running"), "the deployment had ended before"
     verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
     # its own resume finds nothing that it could end, and nobody is told that it was deployed
     scene.lab.sql(scene.held, "create table go_on ()", user="release")

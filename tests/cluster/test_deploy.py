@@ -82,13 +82,8 @@ def test_a_person_is_asked_and_decides(scene: Scene) -> None:
     run_id = scene.trigger("deploy", sql=GOOD_MIGRATION, checks=CHECKS, decision="ask")
     airflow = scene.airflow
 
-    def waits() -> bool:
-        return any(
-            task["task_id"] == "ask" and task["state"] in {"awaiting_input", "deferred"}
-            for task in airflow.tasks("bluegreen_deploy", run_id)
-        )
-
-    wait_for("the run waits for a person", waits, seconds=200)
+    waiting = ("awaiting_input", "deferred")
+    wait_for("the run waits for a person", lambda: scene.is_in("deploy", run_id, "ask", *waiting), seconds=200)
     # Airflow fails a task that is answered before the process that asked has ended, which no person does.
     time.sleep(2)
     answer = airflow.request(
@@ -105,7 +100,7 @@ def test_a_person_is_asked_and_decides(scene: Scene) -> None:
 
 def test_while_a_deployment_runs_nobody_else_ends_its_checkpoint(scene: Scene) -> None:
     run_id = scene.trigger("deploy", command="sleep 45", checks=CHECKS)
-    wait_for("the deployment runs", lambda: scene.running("deploy", run_id, "deploy"), seconds=200)
+    wait_for("the deployment runs", lambda: scene.is_in("deploy", run_id, "deploy", "running"), seconds=200)
     (report,) = [scene.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")]
     scene.record = report["checkpoint"]
     for dag, conf in (("resume", {}), ("rollback", scene.rollback_conf())):
@@ -117,7 +112,9 @@ def test_while_a_deployment_runs_nobody_else_ends_its_checkpoint(scene: Scene) -
 
 def test_a_killed_worker_finds_the_same_child_again(scene: Scene, standalone: Airflow) -> None:
     run_id = scene.trigger("deploy", sql=GOOD_MIGRATION, checks=CHECKS)
-    wait_for("the parent triggers", lambda: scene.running("deploy", run_id, "take_checkpoint"), 120, every=0.02)
+    wait_for(
+        "the parent triggers", lambda: scene.is_in("deploy", run_id, "take_checkpoint", "running"), 120, every=0.02
+    )
     killed = _kill_task(standalone, "take_checkpoint")
     report = scene.finish("deploy", run_id)
     assert report["result"] == "deployed", (killed, report)

@@ -11,12 +11,14 @@ from typing import Any
 
 from tests.cluster.scene import Scene, wait_for, watching
 from tests.cluster.verdict import Contents
-from tests.faults.cases import Case
+from tests.faults.cases import LEADS_TO, Case
 from tests.faults.damage import Mend, Place, patroni_killed
 from tests.faults.judge import Expectation, Outcome, emptied, not_as_written, settle, taking_writes, wrongs
 
 RUN_SECONDS = 420
-REACH_SECONDS = 300
+REACH_SECONDS = 120
+# where another step spends its tries first, or a standby is given time to catch up
+REACH_LATE_SECONDS = 300
 
 
 @dataclass
@@ -74,7 +76,8 @@ def broken_run(case: Case, place: Place) -> str:
         for number, broken in enumerate(case.breaks):
             place.points.arm(case.point(broken))
             run_id = run_id or scene.trigger(case.operation, **_conf(case, scene))
-            _wait_point(place, dag, run_id, broken.task)
+            late = (case.operation, broken.task) in LEADS_TO
+            _wait_point(place, dag, run_id, broken.task, REACH_LATE_SECONDS if late else REACH_SECONDS)
             folder = place.folder / str(number)
             folder.mkdir()
             try:
@@ -95,7 +98,7 @@ def _conf(case: Case, scene: Scene) -> dict[str, Any]:
     return {**scene.conf(case.operation), **case.conf}
 
 
-def _wait_point(place: Place, dag: str, run_id: str, task: str) -> None:
+def _wait_point(place: Place, dag: str, run_id: str, task: str, seconds: float) -> None:
     """Wait until a task stands at the point that is armed."""
     airflow, ended = place.scene.airflow, False
 
@@ -104,7 +107,7 @@ def _wait_point(place: Place, dag: str, run_id: str, task: str) -> None:
         ended = airflow.state(dag, run_id) in ("success", "failed")
         return ended or place.points.reached() is not None
 
-    wait_for(f"{task} reaches its point", reached, REACH_SECONDS)
+    wait_for(f"{task} reaches its point", reached, seconds)
     assert not ended, f"the run ended before it reached its point: {airflow.xcom(dag, run_id, 'report')}"
 
 

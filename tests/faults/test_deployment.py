@@ -20,12 +20,7 @@ def airflow_dies(scene: Scene, points: Breakpoints, stoppable: Airflow, folder: 
     points.arm(child)
     run_id = scene.trigger("deploy", sql=BAD_MIGRATION, checks=["select count(*) = 0 from orders where total = 0"])
     wait_for(f"{child.task} reaches its point", lambda: points.reached() is not None, WAITS)
-
-    def waits() -> bool:
-        tasks = scene.airflow.tasks("bluegreen_deploy", run_id)
-        return any((task["task_id"], task["state"]) == (waiter, "deferred") for task in tasks)
-
-    wait_for(f"{waiter} waits in the triggerer", waits)
+    wait_for(f"{waiter} waits in the triggerer", lambda: scene.is_in("deploy", run_id, waiter, "deferred"))
     damage.airflow_killed(damage.Place(scene, points, scene.lab.names[0], folder, stoppable))
     points.clear()
     return run_id
