@@ -28,6 +28,7 @@ from bluegreen.topology import is_being_cloned
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+ANSWERS_SECONDS = 60
 TAKES_EFFECT_SECONDS = 40
 RELEASABLE = frozenset({Phase.HOLDING, Phase.HELD, Phase.RELEASING})
 
@@ -171,7 +172,7 @@ def _nothing_stopped(survey: Survey, checkpoint: Checkpoint) -> bool:
 def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[str]:
     """Release a hold, see that replay goes on, and return warnings.
 
-    :raises FailedForNowError: when it did not take effect in time.
+    :raises FailedForNowError: when its server did not answer, or the release did not take effect, in time.
     """
     survey.require([checkpoint.held])
     node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
@@ -183,7 +184,8 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
         hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
     warnings: list[str] = []
     if checkpoint.hold is not None:
-        since, _ = replay_position(hook, checkpoint)
+        # A standby that crashed is brought back by Patroni in its next turn, and recovers before it answers.
+        since, _ = wait_until(partial(replay_position, hook, checkpoint), seconds=ANSWERS_SECONDS, every_seconds=1)
         clean, warning = clean_text(node, state, checkpoint.hold)
         if state.folder:
             node.done(
