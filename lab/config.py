@@ -365,3 +365,15 @@ def load_secrets(settings: Settings) -> dict[str, str]:
         kept = {**fresh, **kept}
         settings.write(path, json.dumps(kept, indent=2))
     return kept
+
+
+def client_tls(settings: Settings, secrets: dict[str, str]) -> dict[str, str]:
+    """What a client of a lab with TLS needs, beside the users of the database."""
+    return {
+        "postgres_ca": str(settings.run / "postgres_ca.pem"),
+        "patroni_ca": str(settings.run / "patroni_ca.pem"),
+        "certificate": str(settings.run / "client.pem"),
+        "key": str(settings.run / "client.key"),
+        "user": "patroni",
+        "password": secrets["patroni"],
+    }

@@ -15,6 +15,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from lab.airflow_env import airflow_settings
 from lab.config import CHECKOUT, POSTGRES_PORT, REST_PORT, LabError, write_private
 
 RUN = CHECKOUT / "compose" / "run"
@@ -314,32 +315,19 @@ def container_environment(place: Place, known: dict[str, str]) -> dict[str, str]
     """What every Airflow container gets."""
     database = f"airflow:{known['metadata']}@metadata:{POSTGRES_PORT}/airflow"
     values = {
+        **airflow_settings(known, f"http://127.0.0.1:{place.port}"),
         "AIRFLOW__CORE__DAGS_FOLDER": "/opt/airflow/dags",
         "AIRFLOW__CORE__PLUGINS_FOLDER": "/opt/airflow/plugins",
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor" if place.celery else "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "16",
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        "AIRFLOW__CORE__FERNET_KEY": known["fernet"],
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": "http://api-server:8080/execution/",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": "/opt/airflow/passwords.json",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{database}",
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         # with LocalExecutor what a killed scheduler ran is found at this check only
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
-        # a task whose api-server is not up yet fails after five requests, within 20 s, and has used up a try
-        "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "10",
-        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         "AIRFLOW__API__HOST": "0.0.0.0",
         "AIRFLOW__API__PORT": "8080",
-        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{place.port}",
-        "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__API__SECRET_KEY": known["session"],
-        "AIRFLOW__API_AUTH__JWT_SECRET": known["jwt"],
-        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW_UI_PASSWORDS": json.dumps(_ui_passwords(known)),
         "AIRFLOW_CONN_LAB_POSTGRES": json.dumps(
             {"conn_type": "postgres", "login": "bluegreen", "password": known["bluegreen"], "schema": "app"}
