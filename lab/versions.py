@@ -71,7 +71,7 @@ CASES |= {
     "neither": Case(("test_rejoin.py",), lab={"LAB_CHECKSUMS": "0", "LAB_WAL_LOG_HINTS": "0"}),
     "two-nodes": Case(("test_sizes.py",), lab={"LAB_NODES": "2"}),
     "five-nodes": Case(("test_sizes.py",), lab={"LAB_NODES": "5"}),
-    "tls": Case(("test_paths.py", "test_tls.py"), lab={"LAB_TLS": "1"}),
+    "tls": Case(("test_paths.py", "test_tls.py", "../cluster/test_secrets.py"), lab={"LAB_TLS": "1"}),
     "layouts": Case(("test_layouts.py", "test_synchronous.py")),
     "hostile": Case(("test_injection.py", "test_lying.py", "test_lying_rollback.py")),
 }

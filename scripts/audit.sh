@@ -16,7 +16,7 @@ fi
 unreachable='^requests\.exceptions\.(ConnectionError|ProxyError|ConnectTimeout|ReadTimeout|ChunkedEncodingError): |'
 unreachable+='^requests\.exceptions\.HTTPError: 5[0-9][0-9] |Could not connect to .* vulnerability feed'
 status=0
-for lock in requirements.lock lab/requirements.lock compose/requirements.lock; do
+for lock in requirements.lock lab/requirements.lock compose/requirements.lock scripts/audit.lock scripts/uv.lock; do
     out=$(mktemp)
     code=0
     said=$(timeout 300 $venv/bin/pip-audit --require-hashes --disable-pip --progress-spinner off -r $lock 2>&1 >"$out") || code=$?
