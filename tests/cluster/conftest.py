@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 
 
 # on containers: what reaches into Airflow's own processes and files, or needs a WAL archive
-ONE_MACHINE = {"test_archive.py", "test_journals_alone.py", "test_secrets.py"}
+ONE_MACHINE = {"test_archive.py", "test_secrets.py"}
 ONE_MACHINE_CASES = {
     "test_a_killed_worker_finds_the_same_child_again",
     "test_a_mark_that_the_standby_has_applied_is_taken_again",

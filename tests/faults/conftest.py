@@ -18,7 +18,7 @@ from lab.client import AirflowClient, lab_client
 from lab.cluster import Lab
 from lab.config import CHECKOUT
 from lab.standalone import Airflow, read_environment
-from tests.cluster.conftest import Keeper, keeper, lab, run_folder, settings  # noqa: F401
+from tests.cluster.conftest import Keeper, clean, keeper, lab, run_folder, scene, settings, state  # noqa: F401
 from tests.cluster.scene import Scene
 from tests.cluster.verdict import Contents, look
 from tests.faults.breakpoints import Breakpoints
@@ -90,14 +90,14 @@ class Stage:
     def set(self, operation: str) -> Scene:
         """The cluster before this operation: fresh, or with a checkpoint and a deployment after it."""
         self.keeper.reset()
-        scene = Scene(self.lab, self.airflow, look(self.lab))
-        held = next(name for name in self.lab.names if name != scene.fresh.leader)
+        found = Scene(self.lab, self.airflow, look(self.lab))
+        held = next(name for name in self.lab.names if name != found.fresh.leader)
         if operation == "checkpoint":
-            scene.record = {"held": held}
+            found.record = {"held": held}
         else:
-            scene.checkpoint(standby=held)
-            self.deployed = scene.deploy_badly()
-        return scene
+            found.checkpoint(standby=held)
+            self.deployed = found.deploy_badly()
+        return found
 
 
 @pytest.fixture(scope="session")
@@ -111,8 +111,8 @@ def place_of(stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Pa
     """Make the place of a case."""
 
     def make(case: Case) -> Place:
-        scene = stage.set(case.operation)
-        return Place(scene, points, scene.who(case.member), tmp_path, stoppable)
+        begun = stage.set(case.operation)
+        return Place(begun, points, begun.who(case.member), tmp_path, stoppable)
 
     return make
 

@@ -24,7 +24,7 @@ def one_of(scene: Scene, wanted: list[tuple[str, dict[str, Any]]]) -> tuple[str,
     return dag, work, str(refusal["message"])
 
 
-@pytest.mark.parametrize("other", ["rollback", "resume"])
+@pytest.mark.parametrize("other", ["rollback", pytest.param("resume", marks=pytest.mark.whole)])
 def test_of_two_that_end_a_checkpoint_one_does(scene: Scene, other: str) -> None:
     scene.checkpoint()
     deployed = scene.deploy_badly()
@@ -40,6 +40,7 @@ def test_of_two_that_end_a_checkpoint_one_does(scene: Scene, other: str) -> None
     assert scene.locks() == []
 
 
+@pytest.mark.whole
 def test_of_two_checkpoints_one_is_held(scene: Scene) -> None:
     _, report, sentence = one_of(scene, [("checkpoint", {"label": label}) for label in ("release 1", "release 2")])
 
@@ -48,6 +49,7 @@ def test_of_two_checkpoints_one_is_held(scene: Scene) -> None:
     assert scene.locks() == []
 
 
+@pytest.mark.whole
 def test_a_rollback_that_takes_over_ends_a_deployment_that_still_runs(scene: Scene) -> None:
     goes_on = "psql -XAtc \"select 1 / (to_regclass('go_on') is not null)::int\""
     run_id = scene.trigger("deploy", command=f"until {goes_on}; do sleep 1; done", checks=["select true"])

@@ -43,10 +43,8 @@ def begin_anew(scene: Scene, airflow: Airflow) -> None:
     scene.airflow.request("PATCH", "dags/bluegreen_monitor", {"is_paused": True})
 
 
-@pytest.mark.parametrize("phase", ["stopping", "promoted"])
-def test_a_second_run_finishes_a_rollback_from_the_journals_alone(
-    scene: Scene, standalone: Airflow, phase: str
-) -> None:
+@pytest.mark.parametrize("phase", [pytest.param("stopping", marks=pytest.mark.whole), "promoted"])
+def test_a_second_run_finishes_a_rollback_from_the_journals_alone(scene: Scene, stoppable: Airflow, phase: str) -> None:
     lab = scene.lab
     scene.checkpoint()
     held = scene.held
@@ -55,10 +53,10 @@ def test_a_second_run_finishes_a_rollback_from_the_journals_alone(
 
     run_id = scene.trigger("rollback", **conf)
     scene.wait_phase(phase)
-    crash(standalone)
+    crash(stoppable)
     lab.stop_patroni(*lab.names)  # whatever was still running
-    forget(standalone)
-    begin_anew(scene, standalone)
+    forget(stoppable)
+    begin_anew(scene, stoppable)
     assert scene.locks(), "the dead run's lock is still there"
 
     sentence = scene.refused("rollback", **conf)
@@ -70,13 +68,13 @@ def test_a_second_run_finishes_a_rollback_from_the_journals_alone(
     assert scene.locks() == []
 
 
-def test_a_checkpoint_is_found_again_by_an_airflow_that_never_took_it(scene: Scene, standalone: Airflow) -> None:
+def test_a_checkpoint_is_found_again_by_an_airflow_that_never_took_it(scene: Scene, stoppable: Airflow) -> None:
     scene.checkpoint()
     scene.deploy_badly()
 
-    crash(standalone)
-    forget(standalone)
-    begin_anew(scene, standalone)
+    crash(stoppable)
+    forget(stoppable)
+    begin_anew(scene, stoppable)
 
     sentence = scene.refused("checkpoint")
     assert scene.record["id"] in sentence, sentence
