@@ -102,14 +102,15 @@ class RecloneLostStandbyOperator(BluegreenOperator):
             prove_identity(node.data_directory(state.config), checkpoint, node.where)
         hook.patroni.reinitialize(checkpoint.members[held].api_url)
 
-        def begun() -> None:
-            if not is_being_cloned(hook.patroni.topology(), held):
-                raise FailedForNowError(f"Patroni does not call {held} being cloned yet")
+        def begun_or_ended() -> None:
+            topology = hook.patroni.topology()
+            if not is_being_cloned(topology, held):
+                check_streaming(hook, topology, held)
 
         try:
-            wait_until(begun, seconds=BEGINS_SECONDS)
+            wait_until(begun_or_ended, seconds=BEGINS_SECONDS)
         except FailedForNowError as error:
-            self.log.info("%s; it may have ended already", error)
+            self.log.info("Patroni does not call %s being cloned, and %s", held, error)
 
     def _look(self, hook: ClusterHook, held: str) -> None:
         topology = hook.patroni.topology()
