@@ -41,10 +41,10 @@ down: airflow-down lab-down ## stop Airflow and the lab
 demo: airflow ## a deployment that succeeds and one that is rolled back, on the lab
 	@$(PYTHON) -m lab.demo
 
-test: lab ## all tests, on the lab
+test: lab ## unit and cluster tests and a spread of the faults, on the lab
 	@$(PYTHON) -m pytest
 
-test-versions: install ## PostgreSQL 11 to 18, old Patroni, other layouts; CASES="postgresql-18 ..." picks some
+test-versions: install ## PostgreSQL 11, 13, 14, 16 to 18, old Patroni, other layouts; CASES="postgresql-18 ..." picks some
 	@$(PYTHON) -m lab.versions test $(CASES)
 
 test-faults: lab ## break every step on purpose; CASES="rollback and ssh" picks some
