@@ -186,3 +186,22 @@ def test_what_follows_a_step_after_the_promotion_can_be_done_much_later(
     assert status == 0, said[-6000:]
     assert scene.lab.postmaster(scene.held) == pid, "the recovered server was started anew"
     rolled_back(scene)
+
+
+def test_a_person_lets_the_standby_go_on_without_airflow(scene: Scene) -> None:
+    """What docs/troubleshooting.md says, "Let the standby go on"."""
+    lab = scene.lab
+    scene.checkpoint()
+    deployed = scene.deploy_badly()
+    path = lab.nodes[scene.held].patroni_config
+
+    path.with_name(f"{path.name}.bluegreen-original").rename(path)
+    lab.patronictl("reload", lab.name, scene.held, "--force").check_returncode()
+    wait_for("the standby goes on", lambda: has(lab, scene.held, deployed))
+    for name in sorted(lab.names, key=lambda name: name == scene.held):
+        beside = lab.nodes[name].patroni_config
+        for suffix in ("journal", "runbook"):
+            beside.with_name(f"{beside.name}.bluegreen-{suffix}").unlink()
+
+    verdict(lab, before=scene.fresh, rows=deployed)
+    scene.checkpoint()
