@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from lab.standalone import Airflow
 from tests.cluster.scene import has, wait_for
+from tests.cluster.test_clearing import clear
 from tests.cluster.test_writers import LEDGER, Writer
 from tests.cluster.verdict import contents, verdict
 from tests.faults import damage
@@ -24,11 +25,16 @@ from bluegreen.operators.put_back import LEADS_SECONDS
 
 
 @pytest.mark.whole  # the server is slowed by a mount, which a container may not make
+@pytest.mark.parametrize("failover", [False, True], ids=["", "after a failover"])
 def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
-    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
+    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path, failover: bool
 ) -> None:
     scene = stage.set("rollback")
-    lab, leader, third = scene.lab, scene.leader, scene.third
+    lab = scene.lab
+    if failover:
+        lab.patronictl("switchover", lab.name, "--candidate", scene.third, "--force").check_returncode()
+        wait_for("another one leads", lambda: scene.leader != scene.fresh.leader)
+    leader, third = scene.leader, scene.third
     lab.sql(leader, LEDGER, user="release")
     rows = contents(lab, leader)
     wait_for("the ledger on the third", lambda: has(lab, third, rows))
@@ -129,6 +135,37 @@ def test_a_refused_rollback_puts_back_what_a_former_one_has_stopped(
     assert contents(lab, scene.leader) == stage.deployed
     scene.must("resume")
     verdict(lab, before=scene.fresh, rows=stage.deployed)
+
+
+@pytest.mark.whole
+def test_a_member_on_which_nothing_depends_keeps_nobody_from_serving(
+    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
+) -> None:
+    scene = stage.set("rollback")
+    lab, leader, third, serving = scene.lab, scene.leader, scene.third, []
+
+    def unreachable(place: damage.Place) -> damage.Mend:
+        give_back = damage.ssh_refused(replace(place, member=third))
+
+        def mend() -> None:
+            serving.append((scene.leader, contents(lab, leader), lab.postmaster(third)))
+            give_back()
+
+        return mend
+
+    case = Case("rollback", "recover", "before", unreachable)
+    run_id = broken_run(case, damage.Place(scene, points, scene.held, tmp_path, stoppable))
+
+    report = scene.airflow.xcom("bluegreen_rollback", run_id, "report")
+    assert "The old cluster was put back into service" in report["message"], report
+    assert any(f"{third} cannot be read" in warning for warning in report["warnings"]), report["warnings"]
+    assert serving == [(leader, stage.deployed, None)]
+
+    _, report = clear(scene, "rollback", run_id, "put_back")
+    assert "The old cluster was put back into service" in report["message"], report
+    verdict(lab, before=scene.fresh, rows=stage.deployed, leader=leader, held=scene.held)
+    scene.rollback()
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
 
 
 def test_the_others_serve_where_the_held_member_cannot_be_started(

@@ -168,13 +168,17 @@ class PlanRollbackOperator(BluegreenOperator):
                 return checkpoint
             changed = checkpoint.advanced(checkpoint.phase, hosts_down=sorted(down))
         else:
-            config = checkpoint.dynamic_config
+            config, leader = checkpoint.dynamic_config, checkpoint.leader
             if survey.topology is not None:
+                leads = [member.name for member in survey.topology.members if member.is_leader]
+                # A failover during the hold: what was committed last is on this one, should it be put back.
+                if len(leads) == 1 and leads[0] in checkpoint.others:
+                    (leader,) = leads
                 try:
                     config = hook.patroni.dynamic_config(survey.topology.leader.api_url)
                 except BluegreenError as error:
                     self.log.warning("the dynamic configuration is the checkpoint's: %s", error)
-            changed = checkpoint.advanced(Phase.STOPPING, hosts_down=sorted(down), dynamic_config=config)
+            changed = checkpoint.advanced(Phase.STOPPING, hosts_down=sorted(down), dynamic_config=config, leader=leader)
         hook.write_journal(changed, needed=set(changed.members) - down)
         return changed
 

@@ -38,7 +38,8 @@ class PutBackOperator(BluegreenOperator):
 
     The standby's signal file and settings go back, the hold stays in place, the members'
     configurations come back, the old leader starts first. Where the held member cannot be read and its
-    recovery never began, the others alone are put back. The checkpoint still lives. After the
+    recovery never began, the others alone are put back; another one that cannot be read, and is not the
+    leader, keeps nobody from serving. The checkpoint still lives. After the
     promotion nothing is undone: there is only forward.
 
     Example::
@@ -82,21 +83,25 @@ class PutBackOperator(BluegreenOperator):
             self.log.warning("%s", error)
             return {"put_back": False, "checkpoint": checkpoint.public(), "locked_out": True}
         down = set(checkpoint.hosts_down)
-        others = [name for name in checkpoint.others if name not in down]
         unread = set(checkpoint.members) - down - set(survey.states)
         if unread and not some_aside and _all_run(survey, unread):
             return {"put_back": False, "checkpoint": checkpoint.public(), "untouched": True}
+        leader = _leader_before(survey, checkpoint)
+        survey.require({leader} - down - {checkpoint.held})
+        if leader not in {*survey.states, *down, checkpoint.held}:
+            raise FailedForNowError(f"{leader}, the leader before, was not looked at; expected it to be read first")
+        others = [name for name in checkpoint.others if name in survey.states and name not in down]
+        left = _left_out(hook, survey, unread - {checkpoint.held})
         if others and checkpoint.held not in survey.states and checkpoint.phase is Phase.STOPPING:
             # Recovery is written into every journal before it begins, so nothing was promoted there.
-            survey.require(others)
-            warnings = self._start(hook, survey, checkpoint, others)
+            warnings = left + self._start(hook, survey, checkpoint, others, leader)
             return _unproven(
                 checkpoint,
                 warnings,
                 f"{checkpoint.held}, the held member, cannot be read, so only the others were put back into "
                 "service. When it answers again, run bluegreen_rollback again: it goes on where this one stopped",
             )
-        survey.require(set(checkpoint.members) - down)
+        survey.require([checkpoint.held])
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         held = Standalone(node, state, checkpoint)
         if held.branch(node.data_directory(state.config)) is not None:
@@ -111,14 +116,14 @@ class PutBackOperator(BluegreenOperator):
             except FailedForNowError as error:
                 if isinstance(error, UnreachableError) or not others:
                     raise
-                warnings = self._start(hook, survey, checkpoint, others)
+                warnings = left + self._start(hook, survey, checkpoint, others, leader)
                 return _unproven(
                     checkpoint,
                     warnings,
                     f"{checkpoint.held}, the held member, was not put back ({error}); it is stopped, and the others "
                     f"serve without it. {GO_ON}",
                 )
-        warnings = self._start(hook, survey, checkpoint, [*others, checkpoint.held])
+        warnings = left + self._start(hook, survey, checkpoint, [*others, checkpoint.held], leader)
         lost = ""
         try:
             wait_until(partial(_still_held, hook, checkpoint), seconds=PROOF_SECONDS, every_seconds=1)
@@ -133,10 +138,12 @@ class PutBackOperator(BluegreenOperator):
                 f"it. {GO_ON}",
             )
         checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
-        hook.write_journal(checkpoint, needed=set(checkpoint.members) - down)
+        hook.write_journal(checkpoint, needed=[checkpoint.held, *others])
         return {"put_back": True, "lost": lost, "checkpoint": checkpoint.public(), "warnings": warnings}
 
-    def _start(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, members: list[str]) -> list[str]:
+    def _start(
+        self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, members: list[str], leader: str
+    ) -> list[str]:
         """Bring the members' configurations back and start Patroni on them; return warnings.
 
         The old leader starts first and leads before the others start: what it has committed since they were stopped
@@ -147,7 +154,6 @@ class PutBackOperator(BluegreenOperator):
             other.done(shell.bring_back(other.config_path), "bringing Patroni's configuration back")
 
         hook.on_each(members, back)
-        leader = survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
         serves = partial(check_another_leads, hook, checkpoint.held)
         warnings: list[str] = []
         if leader in members and leader != checkpoint.held:
@@ -187,6 +193,20 @@ def _server_runs(data: Callable[[], DataDirectory]) -> bool:
         return data().server_processes > 0
     except BluegreenError:
         return False
+
+
+def _leader_before(survey: Survey, checkpoint: Checkpoint) -> str:
+    """Return who leads, or led when the rollback began: the member with the last commits."""
+    return survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
+
+
+def _left_out(hook: ClusterHook, survey: Survey, members: set[str]) -> list[str]:
+    """Say of members that cannot be read, and on which nothing depends, that they are left as they are."""
+    return [
+        f"{name} cannot be read ({survey.problems[name]}), so it was left as it is and may be stopped. When it "
+        "answers, clear the task put_back, which brings it back too"
+        for name in sorted(members & set(survey.problems))
+    ]
 
 
 def _unproven(checkpoint: Checkpoint, warnings: list[str], why: str) -> dict[str, Any]:
