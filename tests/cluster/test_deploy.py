@@ -115,7 +115,7 @@ def test_a_killed_worker_finds_the_same_child_again(scene: Scene, standalone: Ai
     wait_for(
         "the parent triggers", lambda: scene.is_in("deploy", run_id, "take_checkpoint", "running"), 120, every=0.02
     )
-    killed = _kill_task(standalone, "take_checkpoint")
+    killed = kill_task(standalone, "take_checkpoint")
     report = scene.finish("deploy", run_id)
     assert report["result"] == "deployed", (killed, report)
     children = scene.airflow.get("dags/bluegreen_checkpoint/dagRuns", limit=100, order_by="-start_date")["dag_runs"]
@@ -124,7 +124,7 @@ def test_a_killed_worker_finds_the_same_child_again(scene: Scene, standalone: Ai
     ]
 
 
-def _kill_task(standalone: Airflow, task_id: str) -> int:
+def kill_task(standalone: Airflow, task_id: str) -> int:
     """SIGKILL to the processes of a running task; return how many there were."""
     killed = 0
     deadline = time.monotonic() + 5

@@ -321,6 +321,19 @@ def slow_server(place: Place, *, seconds: int = 8, mode: str = "") -> Mend:
     return _covered(place, path, _as_itself(place, path, slow))
 
 
+def slow_clone(place: Place, calls: Path, *, seconds: int) -> Mend:
+    """A clone of the member takes long.
+
+    :param calls: gets a line for each that is begun.
+    """
+    path = _path(place, "pg_basebackup")
+    data_dir = place.lab.nodes[place.member].data_dir
+    calls.touch()
+    calls.chmod(0o666)
+    slow = f'case "$*" in *"{data_dir}"*) echo begun >> {calls}; sleep {seconds};; esac'
+    return _covered(place, path, _as_itself(place, path, slow))
+
+
 def _path(place: Place, name: str) -> Path:
     """Where a program of the server is, or of the lab."""
     info = place.lab.info

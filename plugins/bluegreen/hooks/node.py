@@ -116,6 +116,12 @@ class DataDirectory:
         return self._number("processes")
 
     @property
+    def server_starts(self) -> bool:
+        """Whether a server is up and lets nobody in yet, since it replays (``postmaster.pid``, from 10 on)."""
+        lines = self.file("postmaster.pid").splitlines()
+        return self.server_processes > 0 and len(lines) > 7 and lines[7].strip() == "starting"
+
+    @property
     def epoch_seconds(self) -> int:
         """The node's clock."""
         return self._number("now")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, survey_as_owner
 from bluegreen.recovery.standalone import alone_settings, recovery_conf, start_options
 from bluegreen.recovery.versions import ServerVersion
-from bluegreen.topology import Topology
+from bluegreen.topology import Topology, is_being_cloned
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -79,8 +80,12 @@ class RejoinMemberOperator(BluegreenOperator):
         if leader.name == self.member:
             return {"member": self.member, "rejoined_by": ALREADY_BACK}
         if not state.aside:
+            if is_being_cloned(hook.patroni.topology(), self.member):
+                # Whoever began it was ended meanwhile, and Patroni was not.
+                back = self._back(hook, checkpoint, survey, "reclone", seconds=CLONE_SECONDS)
+                return {**back, "rejoined_because": "Patroni was cloning it already"}
             try:
-                return self._back(hook, checkpoint, survey, ALREADY_BACK, seconds=20)
+                return self._back_once_started(hook, checkpoint, survey, ALREADY_BACK, seconds=20)
             except FailedForNowError as error:
                 self.log.info("%s is started but not back: %s", self.member, error)
         address = checkpoint.members[self.member]
@@ -97,7 +102,7 @@ class RejoinMemberOperator(BluegreenOperator):
                 # Where only the start fails nothing is wrong with the data.
                 self._start(node)
                 try:
-                    back = self._back(hook, checkpoint, survey, "rewind", seconds=STREAMING_SECONDS)
+                    back = self._back_once_started(hook, checkpoint, survey, "rewind", seconds=STREAMING_SECONDS)
                     return {**back, "rejoined_because": why_rewind(found) if how == "auto" else ASKED_FOR}
                 except (FailedForNowError, OutcomeUnknownError) as error:
                     reason = self._no_rewind(error)
@@ -223,6 +228,20 @@ class RejoinMemberOperator(BluegreenOperator):
         )
         self._start(node)
         return warnings
+
+    def _back_once_started(
+        self, hook: ClusterHook, checkpoint: Checkpoint, survey: Survey, by: str, *, seconds: float
+    ) -> dict[str, Any]:
+        """Wait until it streams, for longer than ``seconds`` only while its server replays what was rewound."""
+        begin, most = time.monotonic(), hook.cluster.rewind_timeout_seconds
+        while True:
+            try:
+                return self._back(hook, checkpoint, survey, by, seconds=seconds)
+            except FailedForNowError as error:
+                found = hook.nodes[self.member].data_directory(survey.states[self.member].config)
+                if time.monotonic() - begin > most or not found.server_starts:
+                    raise
+                self.log.info("%s starts up, %.0f s so far: %s", self.member, time.monotonic() - begin, error)
 
     def _back(
         self, hook: ClusterHook, checkpoint: Checkpoint, survey: Survey, by: str, *, seconds: float

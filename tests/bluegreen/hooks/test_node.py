@@ -484,6 +484,24 @@ def test_the_timeline_is_the_one_that_replay_has_come_to(latest: str, minimum: s
     assert DataDirectory({"controldata": lines}).timeline == timeline
 
 
+PID_FILE = "4711\n/data\n1764200000\n5432\n/run\n127.0.0.1\n  5432001   0\n{}\n"
+
+
+@pytest.mark.parametrize(
+    ("processes", "pid_file", "starts"),
+    [
+        ("3", PID_FILE.format("starting"), True),
+        ("3", PID_FILE.format("standby "), False),
+        ("3", PID_FILE.format("ready   "), False),
+        ("0", PID_FILE.format("starting"), False),
+        ("3", "4711\n/data\n", False),
+        ("3", "", False),
+    ],
+)
+def test_a_server_that_replays_lets_nobody_in(processes: str, pid_file: str, starts: bool) -> None:
+    assert DataDirectory({"processes": processes, "file:postmaster.pid": pid_file}).server_starts is starts
+
+
 def test_a_timeline_that_is_none_fails_for_now() -> None:
     lines = "Latest checkpoint's TimeLineID: 3\nMin recovery ending loc's timeline: $(id)\n"
     with pytest.raises(FailedForNowError, match="expected numbers"):
