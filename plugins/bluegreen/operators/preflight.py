@@ -23,7 +23,15 @@ from bluegreen.operators.base import CHANGED_KEY, BluegreenOperator, is_finished
 from bluegreen.operators.release import find, release
 from bluegreen.recovery.node_config import NodeConfig
 from bluegreen.recovery.versions import HoldMechanism, ServerVersion
-from bluegreen.topology import Member, Topology, check_standby, check_streams, choose_standby, failover_candidates
+from bluegreen.topology import (
+    Member,
+    Topology,
+    check_standby,
+    check_streams,
+    choose_standby,
+    failover_candidates,
+    topology_synchronous,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -175,7 +183,9 @@ class CheckpointPreflightOperator(BluegreenOperator):
         require_same(identifiers, str(identity["system_identifier"]), "system identifier of the data directories")
         checks.passed(f"every data directory is of the cluster {identity['system_identifier']} that SQL reports")
         _programs(data, version, checks)
-        _lag(hook, hook.replication(topology), standby, checks)
+        replication = hook.replication(topology)
+        _lag(hook, replication, standby, checks)
+        _synchronous(replication, topology, standby)
         _delay(hook, standby, checks)
         _disks(hook, data, [leader.name, standby.name], checks)
         settings = {row["name"]: row["value"] for row in primary.rows("settings")}
@@ -380,6 +390,19 @@ def _lag(hook: ClusterHook, replication: list[Row], standby: Member, checks: _Ch
             "wait until it has caught up"
         )
     checks.passed(f"{standby.name} lags by {int(lag)} bytes, within {limit}")
+
+
+def _synchronous(replication: list[Row], topology: Topology, standby: Member) -> None:
+    """Refuse a standby that commits wait for although Patroni does not say so: no tag takes it out (hazard H8)."""
+    waited_for = any(
+        row["application_name"] == standby.name and row["sync_state"] in {"sync", "quorum"} for row in replication
+    )
+    if waited_for and not topology_synchronous(topology):
+        raise RefusedError(
+            f"commits wait for {standby.name} by a synchronous_standby_names that Patroni does not manage, and could "
+            "hang while it is held; expected a standby that nobody waits for. Name another one as standby, or leave it "
+            "to Patroni's synchronous_mode"
+        )
 
 
 def _delay(hook: ClusterHook, standby: Member, checks: _Checks) -> None:
