@@ -16,15 +16,15 @@ AFTER_RESTART_SECONDS = 60
 log = logging.getLogger(__name__)
 
 
-def replay_position(hook: ClusterHook, checkpoint: Checkpoint) -> tuple[int, bool]:
-    """Return up to where the held member has replayed, and whether that is all that it has received.
+def replay_position(hook: ClusterHook, checkpoint: Checkpoint) -> tuple[int, int | None]:
+    """Return up to where the held member has replayed and received.
 
+    :return: None as received where nothing was streamed since its start, which says nothing about its WAL folder.
     :raises FailedForNowError: when the server does not say.
     """
     row = hook.sql_of(checkpoint, checkpoint.held).row("replay_delay")
-    position, received = parse_lsn(row["replayed_lsn"]), row["received_lsn"]
-    # NULL: nothing was streamed since its start, which says nothing about what lies in its WAL folder.
-    return position, received is not None and position >= parse_lsn(received)
+    received = row["received_lsn"]
+    return parse_lsn(row["replayed_lsn"]), None if received is None else parse_lsn(received)
 
 
 def set_replay_going(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, since: int) -> list[str]:
@@ -39,8 +39,8 @@ def set_replay_going(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, 
     """
 
     def goes_on() -> None:
-        position, has_all = replay_position(hook, checkpoint)
-        if position <= since and not has_all:
+        position, received = replay_position(hook, checkpoint)
+        if position <= since and (received is None or position < received):
             raise FailedForNowError(
                 f"{checkpoint.held} was released, but its replay still stands at {format_lsn(position)}; expected it "
                 "to go on. Look at its server log: a query there may be in the way of replay"
@@ -83,9 +83,13 @@ def _gone(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> str:
         return ""
     if any(row["application_name"] == held for row in hook.replication(topology)):
         return ""
-    position = format_lsn(replay_position(hook, checkpoint)[0])
+    replayed, received = replay_position(hook, checkpoint)
+    position = format_lsn(replayed)
     found = hook.nodes[leader.name].data_directory(survey.states[leader.name].config)
     segment = int(found.control("Bytes per WAL segment"))
+    if received is not None and received - replayed >= segment:
+        # It has WAL of its own to replay, which it does not ask for: something else is in its way.
+        return ""
     if not missing_segments(found.wal_names, position, position, segment):
         return ""
     return f"{leader.name} no longer has the WAL that {held} needs from {position} on"

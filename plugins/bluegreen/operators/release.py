@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase, check_id
-from bluegreen.exceptions import LockedError, RefusedError
+from bluegreen.exceptions import LockedError, RefusedError, UnreachableError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.hold import check_released, clean_text, require_in_place
 from bluegreen.hooks.journals import remove_journals
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 ANSWERS_SECONDS = 60
 TAKES_EFFECT_SECONDS = 40
 RELEASABLE = frozenset({Phase.HOLDING, Phase.HELD, Phase.RELEASING})
+
+log = logging.getLogger(__name__)
 
 
 class PlanResumeOperator(BluegreenOperator):
@@ -169,6 +172,20 @@ def _nothing_stopped(survey: Survey, checkpoint: Checkpoint) -> bool:
     return checkpoint.phase is Phase.STOPPING and all(state is not None and not state.aside for state in states)
 
 
+def _position_before(hook: ClusterHook, checkpoint: Checkpoint) -> int | None:
+    """Return up to where the held standby has replayed; None where it does not answer.
+
+    One that crashed is brought back by Patroni in its next turn, and recovers before it answers. One that was restarted
+    may not answer until its hold is gone: what it needs to let somebody in may lie behind the mark.
+    """
+    try:
+        position, _ = wait_until(partial(replay_position, hook, checkpoint), seconds=ANSWERS_SECONDS, every_seconds=1)
+    except UnreachableError as error:
+        log.warning("%s: the hold is taken out all the same", error)
+        return None
+    return position
+
+
 def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[str]:
     """Release a hold, see that replay goes on, and return warnings.
 
@@ -184,8 +201,7 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
         hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
     warnings: list[str] = []
     if checkpoint.hold is not None:
-        # A standby that crashed is brought back by Patroni in its next turn, and recovers before it answers.
-        since, _ = wait_until(partial(replay_position, hook, checkpoint), seconds=ANSWERS_SECONDS, every_seconds=1)
+        since = _position_before(hook, checkpoint)
         clean, warning = clean_text(node, state, checkpoint.hold)
         if state.folder:
             node.done(
@@ -202,5 +218,7 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
         if checkpoint.hold.mechanism is HoldMechanism.REPLAY_PAUSE:
             hook.sql_of(checkpoint, checkpoint.held).rows("resume_replay")
         wait_until(partial(check_released, hook, checkpoint), seconds=TAKES_EFFECT_SECONDS)
+        if since is None:
+            since, _ = replay_position(hook, checkpoint)
         warnings += set_replay_going(hook, survey, checkpoint, since)
     return warnings
