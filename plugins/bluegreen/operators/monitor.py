@@ -16,7 +16,14 @@ from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.proof import prove_held
 from bluegreen.lag import lag_problems
-from bluegreen.operators.base import FINISHED_STATES, BluegreenOperator, lock_cluster, owner_of, run_state
+from bluegreen.operators.base import (
+    FINISHED_STATES,
+    BluegreenOperator,
+    is_finished,
+    lock_cluster,
+    owner_of,
+    run_state,
+)
 from bluegreen.operators.release import RELEASABLE, find, release
 from bluegreen.topology import Topology, slot_name
 
@@ -83,6 +90,7 @@ class MonitorClusterOperator(BluegreenOperator):
             look.replication()
             look.replay()
             look.checkpoint()
+            look.problems += _abandoned(survey.checkpoint, context)
             if look.must_release and hook.cluster.auto_release and survey.checkpoint:
                 look.problems = self._release(hook, survey, context, look.must_release) + look.problems
         figures = {"cluster": hook.cluster.name, "disks": look.disk_figures, **look.figures}
@@ -320,6 +328,17 @@ def _locks(survey: Survey, context: Context) -> tuple[str, list[str]]:
         if state is None
     ]
     return busy, unknown[:1]
+
+
+def _abandoned(checkpoint: Checkpoint | None, context: Context) -> list[str]:
+    """Say of a checkpoint that the deployment which took it, and which ends it by itself, has ended without that."""
+    deployment = checkpoint.deployment if checkpoint and checkpoint.phase is Phase.HELD else None
+    if checkpoint is None or deployment is None or not is_finished(context, deployment):
+        return []
+    return [
+        f"checkpoint {checkpoint.id} on {checkpoint.held} is held for {deployment}, which has ended; run "
+        "bluegreen_resume, or bluegreen_rollback"
+    ]
 
 
 def _send(cluster: str, figures: dict[str, Any]) -> None:

@@ -65,6 +65,12 @@ class RemoveClusterOperator(BluegreenOperator):
         if ASKS_FOR_LEADER in result.output + result.error:
             # A leader that was killed leaves its key behind until the ttl ends; that nobody runs is proven above.
             leader = self._leader_key(held, config, checkpoint.scope)
+            if leader not in checkpoint.members:
+                raise RefusedError(
+                    f"{leader} holds the leader's key in the DCS and is no member of checkpoint {checkpoint.id}, so it "
+                    "may live, with the discarded data; expected the key of a member that is proven down. Stop Patroni "
+                    "there for good, wait for the end of its ttl, then run bluegreen_rollback again"
+                )
             self.log.info("the leader's key of %s is still there, though no Patroni runs; it goes too", leader)
             script = shell.remove_cluster(held.commands.patronictl, config, checkpoint.scope, leader=leader)
             result = _patronictl(held, script)

@@ -165,10 +165,23 @@ class DeployReportOperator(ReportOperator):
         if report["result"] == "rolled_back":
             return f"The deployment was rolled back. {why} {gathered.child_report(rolled_back).get('message', '')}"
         if gathered.states.get(held) != "success":
-            return f"Nothing was deployed. {why}"
+            return f"Nothing was deployed. {why} {_left_held(gathered, self.first, held)}".strip()
         last = [name for name in failed if name in ends]
         ending = gathered.why(last) if last else "Neither resume nor rollback has ended."
         return f"The deployment ran, and what follows it did not end well. {why if early else ''} {ending}".strip()
+
+
+def _left_held(gathered: Gathered, first: str, held: str) -> str:
+    """Return what is to say of a checkpoint whose run this one has not waited for to its end."""
+    child = gathered.child_report(held)
+    if child.get("result") == "held":
+        return f"Checkpoint {child['checkpoint']['id']} is held all the same: run bluegreen_resume."
+    if child or not gathered.succeeded(first):
+        return ""
+    return (
+        "Whether its checkpoint is held is not known: look at the run of bluegreen_checkpoint whose id begins with "
+        "this run's, and where it ended as held, run bluegreen_resume."
+    )
 
 
 class OutcomeOperator(BaseOperator):

@@ -14,7 +14,7 @@ from tests.faults.sentences import CLAIMS
 
 from bluegreen.exceptions import FailedForNowError, UnreachableError
 from bluegreen.operators import report as report_module
-from bluegreen.operators.report import OutcomeOperator, ReportOperator
+from bluegreen.operators.report import DeployReportOperator, OutcomeOperator, ReportOperator
 from bluegreen.topology import Member, Topology
 
 TOPOLOGY = Topology(
@@ -510,6 +510,34 @@ def test_a_rollback_that_could_not_put_back_says_why_and_whether_anybody_may_be_
 
 
 # The leaf
+
+
+HELD_ALL_THE_SAME = {"result": "held", "operation": "checkpoint", "checkpoint": CHECKPOINT, "message": ""}
+
+
+@pytest.mark.parametrize(
+    ("plan", "child", "said"),
+    [
+        ("success", HELD_ALL_THE_SAME, "Checkpoint bg_1 is held all the same: run bluegreen_resume."),
+        ("success", None, "Whether its checkpoint is held is not known"),
+        ("success", {"result": "refused", "message": "there is one."}, ""),
+        ("failed", None, ""),
+    ],
+)
+def test_a_deployment_that_lost_sight_of_its_checkpoint_says_so(
+    plan: str, child: dict[str, Any] | None, said: str
+) -> None:
+    states = {"plan": plan, "take_checkpoint": "success", "held": "failed"}
+    with DAG("bluegreen_test", schedule=None):
+        operator = DeployReportOperator(task_id="report", cluster="orders")
+        for name in (*states, "resumed", "rolled_back"):
+            EmptyOperator(task_id=name) >> operator
+    xcoms = {("held", "problem"): _problem("the api-server does not answer", "FailedForNowError")}
+    if child:
+        xcoms["held", "child_report"] = child
+    found = operator.execute({"ti": TaskInstance(states, xcoms), "dag_run": Run()})  # type: ignore[arg-type]
+    assert found["message"].startswith("Nothing was deployed.")
+    assert ("held" in found["message"]) == bool(said) and said in found["message"], found["message"]
 
 
 def _outcome(report: Any) -> str:
