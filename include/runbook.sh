@@ -35,7 +35,12 @@ everyone() { for one in @EVERYONE@; do printf '%s\n' "$one"; done; }
 others() { for one in @OTHERS@; do printf '%s\n' "$one"; done; }
 # Who is stopped, in this order. The held standby is proven by its files before another one is touched; the leader
 # comes last, because while another replica runs, that one would be promoted in its place.
-to_stop() { for one in @TO_STOP@; do printf '%s\n' "$one"; done; }
+to_stop() {
+  for one in @TO_STOP@; do printf '%s\n' "$one"; done |
+    LEADS=$leads awk '$0 != ENVIRON["LEADS"] { print } $0 == ENVIRON["LEADS"] { last = $0 } END { if (last) print last }'
+}
+# who leads now, where that is another one than when the checkpoint was taken
+leads=
 
 # ---- what the steps are made of ---------------------------------------------------------------------------------
 
@@ -145,7 +150,8 @@ LIST
 
 # patronictl's table as lines: NAME TAB ROLE TAB STATE TAB TIMELINE
 table() {
-  echo '"$patronictl" -c "$config" list -f tsv "$scope" </dev/null' | on "$held" | awk -F'\t' '
+  echo 'kept=$config; if [ ! -e "$kept" ]; then kept="$config.bluegreen-aside"; fi
+    "$patronictl" -c "$kept" list -f tsv "$scope" </dev/null' | on "$held" | awk -F'\t' '
     !("Member" in at) { for (i = 1; i <= NF; i++) at[$i] = i; next }
     { print $at["Member"] FS $at["Role"] FS $at["State"] FS $at["TL"] }'
 }
@@ -348,7 +354,21 @@ case $reached in
     [ "$status" != 3 ] || stop "checkpoint $id is lost: nobody can go back to it. Repair the release going forward, \
 or restore a backup. Nothing was changed"
     [ "$status" = 0 ] || stop "it is not proven that $held can go back to the mark (above: why). Mend that, then \
-run this again. Nothing was changed" ;;
+run this again. Nothing was changed"
+    list=$(table) || stop "patronictl list fails on $held (above: why), and this needs it after the point of no return \
+too. Does the DCS answer? Mend that, then run this again. Nothing was changed"
+    listed=$(printf '%s\n' "$list" | cut -f 1 | sed '/^$/d')
+    strangers=$(printf '%s\n' "$listed" | grep -vxF -e "$(everyone)" | tr '\n' ' ') || true
+    [ -z "${strangers# }" ] || stop "${strangers}joined the cluster after checkpoint $id, so this would not stop it, and it \
+would lead with the discarded data. Stop Patroni there for good, wait until patronictl list does not show it, then run \
+this again; clone it afresh afterwards. Nothing was changed"
+    for member in $HOSTS_DOWN; do
+      ! printf '%s\n' "$listed" | grep -qxF -e "$member" || stop "$member is in HOSTS_DOWN, and patronictl list shows \
+it: it lives, or has died a moment ago. Look again; when it is certainly dead and not listed, run this again. Nothing \
+was changed"
+    done
+    leads=$(printf '%s\n' "$list" | leader_in_table)
+    if [ "$leads" = "$held" ]; then leads=; fi ;;
   promoted | opened) echo "proven: done already: $held was promoted at the mark: $line" ;;
   *) stop "$held said '$reached' where its state was expected. Nothing was changed" ;;
 esac
@@ -571,7 +591,23 @@ if [ -e "$config.bluegreen-aside" ]; then
   cp -p -- "$saved/postgresql.auto.conf" "$data/postgresql.auto.conf"
   if runs; then "$bin/pg_ctl" reload -D "$data" >/dev/null; fi
   if [ -d "$config.bluegreen-aside" ]; then rm -f -- "$config.bluegreen-aside/@HOLD_FILE@"
-  elif [ -e "$config.bluegreen-original" ]; then cp -p -- "$config.bluegreen-original" "$config.bluegreen-aside"; fi
+  elif [ -e "$config.bluegreen-original" ]; then
+    sum=$(sed -n 's/.*"held_sha256": "\([0-9a-f]*\)".*/\1/p' "$config.bluegreen-journal")
+    if [ "$(sha256sum < "$config.bluegreen-aside" | cut -d ' ' -f 1)" != "${sum:-unknown}" ]; then
+      cp -p -- "$config.bluegreen-aside" "$config.during-the-hold"
+      echo "$config was edited during the hold: $config.during-the-hold has that, carry it over afterwards"
+    fi
+    cp -p -- "$config.bluegreen-original" "$config.bluegreen-aside"
+  fi
+  # A leader whose owner keeps it out of elections has no slots for the others in Patroni 4: its tag is back at the end.
+  tag='nofailover:[[:space:]]*(true|yes|on|True|TRUE)([[:space:],}]|$)'
+  if [ -d "$config.bluegreen-aside" ]; then
+    if grep -qsE "$tag" "$config.bluegreen-aside"/*; then
+      printf 'tags:\n  nofailover: false\n' > "$config.bluegreen-aside/@HOLD_FILE@"
+    fi
+  else
+    sed -i -E "s/$tag/nofailover: false\\2/" "$config.bluegreen-aside"
+  fi
   if [ -e "$config" ]; then fail "both $config and $config.bluegreen-aside exist; keep the right one"; fi
   mv -- "$config.bluegreen-aside" "$config"
 fi
@@ -651,6 +687,22 @@ while IFS= read -r member <&3; do
 done 3<<LIST
 $(everyone)
 LIST
+if ! on "$held" <<'STEP'
+own=
+if [ -d "$config" ]; then
+  if [ -e "$config/@HOLD_FILE@" ]; then rm -f -- "$config/@HOLD_FILE@"; own=yes; fi
+elif [ -e "$config.bluegreen-original" ] && ! cmp -s -- "$config.bluegreen-original" "$config"; then
+  cp -p -- "$config.bluegreen-original" "$config"; own=yes
+fi
+if [ -n "$own" ]; then
+  "$patronictl" -c "$config" reload "$scope" "$member" --force </dev/null
+  echo "$member leads, and its own configuration keeps it out of elections, as before: switch over, or take the tag out"
+fi
+STEP
+then
+  stop "the tag nofailover did not come back on $held (above: why). All members serve the old state; mend that, then \
+run this again"
+fi
 # The held one's journal goes last: as long as it is there, this can be run again.
 while IFS= read -r member <&3; do
   up "$member" || continue

@@ -44,15 +44,17 @@ esac
 # The leader is who runs and was promoted; the others follow it.
 PATRONICTL = """
 case "$3" in
+  reload) echo "$*" >> "$root/reloaded" ;;
   remove) cat > "$root/answers"; touch "$root/removed" ;;
   list) if [ "$4" != -f ]; then echo '+ Cluster: orders (uninitialized) +'; exit 0; fi
     if [ "$5" = json ]; then echo '[]'; exit 0; fi
     printf 'Cluster\\tMember\\tHost\\tRole\\tState\\tTL\\tLag in MB\\n'
-    for name in n1 n2 n3; do
+    if [ -e "$root/removed" ]; then leader=n2 timeline=2; else leader=$(cat "$root/leader") timeline=1; fi
+    for name in $(cat "$root/members"); do
       if [ -e "$root/$name/patroni-runs" ]; then
-        if [ $name = n2 ]; then role=Leader state=running; else role=Replica state=streaming; fi
-        printf 'orders\\t%s\\t127.0.0.1\\t%s\\t%s\\t2\\t\\n' $name $role $state
-        cp "$root/line" "$root/$name/data/pg_wal/00000002.history"
+        if [ $name = $leader ]; then role=Leader state=running; else role=Replica state=streaming; fi
+        printf 'orders\\t%s\\t127.0.0.1\\t%s\\t%s\\t%s\\t\\n' $name $role $state $timeline
+        if [ -e "$root/removed" ]; then cp "$root/line" "$root/$name/data/pg_wal/00000002.history"; fi
       fi
     done ;;
 esac
@@ -89,6 +91,8 @@ class Nodes:
         root.mkdir(exist_ok=True)
         (root / "line").write_text(LINE + "\n")
         (root / "calls").write_text("0")
+        (root / "members").write_text(" ".join(NAMES))
+        (root / "leader").write_text(LEADER)
         (root / "fails").write_text("0\n")
         self.program(root / "ssh", SSH)
         self.program(root / "path" / "sleep", "exit 0")
@@ -437,9 +441,76 @@ def test_what_is_no_history_is_refused(nodes: Nodes) -> None:
 def test_a_host_that_is_declared_down_is_left_out(nodes: Nodes) -> None:
     nodes.places["n3"] = replace(nodes.places["n3"], os_user="nobody-here", status="exit 9")
     status, said = nodes.run(HOSTS_DOWN="n3")
+    assert status == 1
+    assert "STOPPED in step 0: n3 is in HOSTS_DOWN, and patronictl list shows it" in said
+    assert nodes.running() == set(NAMES)
+    (nodes.root / "n3" / "patroni-runs").unlink()
+    status, said = nodes.run(HOSTS_DOWN="n3")
     assert status == 0, said
     assert "Never start Patroni on n3" in said
     assert (nodes.root / "n3" / "patroni.yml.bluegreen-journal").exists()
+
+
+def test_who_has_joined_since_is_not_left_running(nodes: Nodes) -> None:
+    text = nodes.text()
+    (nodes.root / "members").write_text("n1 n2 n3 n4 n5")
+    for name in ("n4", "n5"):
+        (nodes.root / name).mkdir()
+        (nodes.root / name / "patroni-runs").touch()
+    status, said = nodes.run(text)
+    assert status == 1
+    assert "STOPPED in step 0: n4 n5 joined the cluster after checkpoint bg_1" in said and "Nothing was changed" in said
+    assert nodes.running() == set(NAMES)
+
+
+def test_without_patronictl_nothing_is_stopped(nodes: Nodes) -> None:
+    text = nodes.text().replace(f"{nodes.root}/{HELD}/bin/patronictl", "/no/patronictl")
+    status, said = nodes.run(text)
+    assert status == 1
+    assert "STOPPED in step 0: patronictl list fails on n2" in said
+    assert nodes.running() == set(NAMES)
+
+
+@pytest.mark.parametrize(("leader", "order"), [(LEADER, "n2 n3 n1"), ("n3", "n2 n1 n3")])
+def test_who_leads_now_is_stopped_last_and_put_back_first(nodes: Nodes, leader: str, order: str) -> None:
+    (nodes.root / "leader").write_text(leader)
+    nodes.places = {
+        name: replace(place, stop=f"echo {name} >> {nodes.root}/stopped; {place.stop}")
+        for name, place in nodes.places.items()
+    }
+    nodes.program(nodes.root / "path" / "base64", "/usr/bin/base64 \"$@\" | sed 's/^MQ.*/no history/'")
+    (nodes.root / "n3" / "data" / "pg_wal" / "00000009.history").write_text("1\t0/1\treason\n")
+    status, said = nodes.run()
+    assert status == 1 and "STOPPED in step 2" in said, said
+    assert (nodes.root / "stopped").read_text().split() == order.split()
+    assert re.findall(r"(?m)^  on (n\d):", said) == order.split()[::-1]
+
+
+OWNERS_TAG = "tags:\n  nofailover: true  # of the owner\n  clonefrom: true\n"
+
+
+@pytest.mark.parametrize(
+    "text", [OWNERS_TAG, "tags: {nofailover: true, clonefrom: true}\n", "tags: {nofailover: yes}\n"]
+)
+def test_a_standby_that_its_owner_keeps_out_of_elections_leads_until_the_others_are_back(
+    nodes: Nodes, text: str
+) -> None:
+    path = nodes.root / HELD / "patroni.yml"
+    (path.with_name(f"{path.name}.bluegreen-original")).write_text(text)
+    nodes.places[HELD] = replace(nodes.places[HELD], start=f"cp {path} {path}.led; {nodes.places[HELD].start}")
+    status, said = nodes.run()
+    assert status == 0, said
+    assert path.with_name(f"{path.name}.led").read_text() == re.sub("true|yes", "false", text, count=1)
+    assert path.read_text() == text
+    assert "keeps it out of elections" in said and "reload" in (nodes.root / "reloaded").read_text()
+
+
+def test_what_was_edited_during_the_hold_is_kept(nodes: Nodes) -> None:
+    status, said = nodes.run()
+    assert status == 0, said
+    held = nodes.root / HELD
+    assert (held / "patroni.yml.during-the-hold").read_text() == "held: yes\n"
+    assert "was edited during the hold" in said
 
 
 def test_there_is_none_without_a_mark(nodes: Nodes) -> None:

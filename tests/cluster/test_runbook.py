@@ -188,6 +188,32 @@ def test_what_follows_a_step_after_the_promotion_can_be_done_much_later(
     rolled_back(scene)
 
 
+def test_the_runbook_after_a_switchover_goes_to_a_standby_that_its_owner_keeps_out_of_elections(
+    scene: Scene, tmp_path: Path
+) -> None:
+    lab = scene.lab
+    name = min(set(lab.names) - {scene.leader})
+    edit_yaml(lab, name, "nofailover: false", "nofailover: true")
+    owners = lab.nodes[name].patroni_config.read_text()
+    wait_for("the tag", lambda: (lab.patroni(name) or {}).get("tags", {}).get("nofailover"))
+    text = scene.checkpoint()["runbook"]
+    assert scene.held == name, "holding it costs no failover candidate"
+    leads = scene.third
+    lab.patronictl("switchover", lab.name, "--candidate", leads, "--force").check_returncode()
+    wait_for("another one leads", lambda: scene.leader == leads)
+    scene.deploy_badly()
+
+    status, said = run(scene, text, tmp_path)
+
+    assert status == 0, said[-6000:]
+    stopped = re.findall(r"(?m)^(\w+) is down", said)
+    assert stopped[: len(lab.names)] == [name, scene.fresh.leader, leads], said
+    assert "reinit" not in said and "keeps it out of elections" in said, said
+    assert lab.nodes[name].patroni_config.read_text() == owners
+    lab.wait_healthy(90)
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=name, after_xid=scene.xid)
+
+
 def test_a_person_lets_the_standby_go_on_without_airflow(scene: Scene) -> None:
     """What docs/troubleshooting.md says, "Let the standby go on"."""
     lab = scene.lab
