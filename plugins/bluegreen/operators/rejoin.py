@@ -37,8 +37,8 @@ ALREADY_BACK = "already back"
 HOWS = ("auto", "rewind", "reclone")
 STREAMING_SECONDS = 60
 CLONE_SECONDS = 6 * 3600
-# Start and stop after a crash, rewind, clone, each as long as it may be.
-REJOIN_TIMEOUT = timedelta(seconds=3 * MAX_REWIND_TIMEOUT_SECONDS + CLONE_SECONDS + 3600)
+# Start and stop after a crash, rewind, the replay after it, clone, each as long as it may be.
+REJOIN_TIMEOUT = timedelta(seconds=4 * MAX_REWIND_TIMEOUT_SECONDS + CLONE_SECONDS + 3600)
 
 
 class RejoinMemberOperator(BluegreenOperator):
