@@ -47,6 +47,7 @@ def test_a_standby_that_commits_wait_for_without_patroni_is_not_held(scene: Scen
     configure(lab, {"postgresql": {"parameters": names}})
     state = "select application_name from pg_stat_replication where sync_state = 'sync'"
     wait_for("commits wait for it", lambda: lab.sql(leader, state, database="postgres") == [(waited_for,)])
+    settled(scene)
 
     sentence = scene.refused("checkpoint", label="x", standby=waited_for)
     assert f"commits wait for {waited_for}" in sentence and "Patroni does not manage" in sentence, sentence
