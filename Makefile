@@ -47,8 +47,8 @@ test: lab ## unit and cluster tests and a spread of the faults, on the lab
 test-versions: install ## PostgreSQL 11, 13, 14, 16 to 18, old Patroni, other layouts; CASES="postgresql-18 ..." picks some
 	@$(PYTHON) -m lab.versions test $(CASES)
 
-test-faults: lab ## break every step on purpose; CASES="rollback and ssh" picks some
-	@BLUEGREEN_FAULTS=all $(PYTHON) -m pytest -q tests/faults $(if $(CASES),-k "$(CASES)"); code=$$?; \
+test-faults: lab ## break every step on purpose, and the cluster tests that take minutes; CASES="rollback and ssh" picks some
+	@BLUEGREEN_FAULTS=all $(PYTHON) -m pytest -q tests/faults tests/cluster -m "faults or whole" $(if $(CASES),-k "$(CASES)"); code=$$?; \
 		$(PYTHON) -m tests.faults.summary && exit $$code
 
 lint: install ## ruff and mypy
@@ -79,7 +79,7 @@ compose-down: install ## stop it; VOLUMES=1 removes its data, keys and secrets t
 
 test-compose: compose-base ## all that needs separate hosts, and the cluster tests, on a stack made anew
 	@PROFILES=lab,celery $(PYTHON) -m lab.compose fresh
-	@export LAB_RUN=compose/run; code=0; \
+	@export LAB_RUN=compose/run BLUEGREEN_FAULTS=all; code=0; \
 		$(PYTHON) -m pytest tests/compose tests/cluster $(if $(CASES),-k "$(CASES)") || code=$$?; \
 		echo "The same Airflow with LocalExecutor"; \
 		PROFILES=lab $(PYTHON) -m lab.compose up && $(PYTHON) -m pytest -o cache_dir=.pytest_cache/local tests/compose/test_airflow.py || code=$$?; \

@@ -54,6 +54,7 @@ def test_a_second_run_goes_on_where_patroni_was_started_on_the_new_leader(scene:
     verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
 
 
+@pytest.mark.whole
 def test_members_that_are_not_shut_down_cleanly_are_rewound(scene: Scene) -> None:
     lab = scene.lab
     scene.checkpoint()

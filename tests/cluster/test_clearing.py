@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.cluster.scene import GOOD_MIGRATION, Scene, changed
 from tests.cluster.test_deploy import CHECKS, deploy
 from tests.cluster.verdict import contents, look, unchanged, verdict
@@ -131,6 +132,7 @@ def test_an_old_cluster_that_could_not_be_put_back_is_when_the_task_is_cleared(s
     assert not scene.locks()
 
 
+@pytest.mark.whole
 def test_members_that_could_not_rejoin_do_so_when_their_tasks_are_cleared(scene: Scene, registry: Path) -> None:
     lab = scene.lab
     scene.checkpoint()
@@ -147,6 +149,7 @@ def test_members_that_could_not_rejoin_do_so_when_their_tasks_are_cleared(scene:
     assert not scene.locks()
 
 
+@pytest.mark.whole
 def test_a_deployment_is_judged_by_what_its_present_pass_did(scene: Scene) -> None:
     run_id, state, report = deploy(scene, sql=GOOD_MIGRATION, checks=CHECKS)
     assert (state, report["result"]) == ("success", "deployed"), report

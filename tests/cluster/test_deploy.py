@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import psutil
+import pytest
 from airflow.sdk import Connection
 from lab.standalone import Airflow
 from tests.cluster.scene import BAD_MIGRATION, GOOD_MIGRATION, Scene, wait_for
@@ -98,6 +99,7 @@ def test_a_person_is_asked_and_decides(scene: Scene) -> None:
     verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=report["checkpoint"]["held"])
 
 
+@pytest.mark.whole
 def test_while_a_deployment_runs_nobody_else_ends_its_checkpoint(scene: Scene) -> None:
     run_id = scene.trigger("deploy", command="sleep 45", checks=CHECKS)
     wait_for("the deployment runs", lambda: scene.is_in("deploy", run_id, "deploy", "running"), seconds=200)

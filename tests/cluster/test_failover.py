@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from tests.cluster.scene import Scene, wait_for
 from tests.cluster.verdict import contents, history_files, look, unchanged, verdict
 
@@ -29,6 +30,7 @@ def test_a_rollback_after_a_failover_gives_all_members_one_history(scene: Scene)
     assert picture.members[held].timeline == scene.timeline + 2, "the new timeline's number was in use"
 
 
+@pytest.mark.whole
 def test_a_rollback_takes_a_timeline_number_that_nobody_has_used(scene: Scene) -> None:
     """H5a: replicas promoted themselves onto the next numbers before they were stopped."""
     lab = scene.lab

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from tests.cluster.scene import Scene, has, wait_for
 from tests.cluster.verdict import contents, verdict
 
@@ -50,6 +51,7 @@ def test_a_hold_outlasts_restarts_of_postgresql_of_patroni_and_of_both(scene: Sc
     verdict(lab, before=scene.fresh, rows=scene.rows, leader=held, after_xid=scene.xid)
 
 
+@pytest.mark.whole
 def test_a_second_rollback_after_a_first(scene: Scene) -> None:
     lab = scene.lab
     scene.checkpoint(label="first")
@@ -88,6 +90,7 @@ def test_a_standby_whose_wal_is_gone_is_cloned_by_resume(scene: Scene) -> None:
     verdict(scene.lab, before=scene.fresh, rows=rows)
 
 
+@pytest.mark.whole
 def test_a_standby_whose_slot_is_lost_can_still_be_rolled_back_to(scene: Scene) -> None:
     lose_slot(scene)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 from lab.standalone import Airflow, read_environment
 from tests.cluster.scene import Scene, watching
 
@@ -86,6 +87,7 @@ def test_no_secret_is_left_anywhere(scene: Scene, standalone: Airflow, run_folde
     assert not leaks, "\n".join(sorted(leaks))
 
 
+@pytest.mark.whole
 def test_a_deployments_command_gets_no_secret_but_its_own(scene: Scene, standalone: Airflow, run_folder: Path) -> None:
     secrets = secrets_of(scene, read_environment(run_folder))
     leaks: set[str] = set()

@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in list(items):
         if HERE in Path(item.path).parents:
             item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.faults)
             case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
             in_spread = case.id in SPREAD if isinstance(case, Case) else not item.get_closest_marker("whole")
             if not in_spread and not everything:
