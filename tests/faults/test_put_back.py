@@ -78,7 +78,7 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
     assert [id for id, _, _ in acknowledged if id not in there] == []
 
     scene.must("resume")
-    verdict(lab, before=scene.fresh, rows=contents(lab, leader))
+    verdict(lab, before=scene.fresh, rows=contents(lab, leader), leader=leader)
 
 
 @pytest.mark.whole
