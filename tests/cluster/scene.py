@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from lab.client import AirflowClient
 from lab.cluster import Lab
@@ -219,6 +221,22 @@ class Scene:
         """Whether a task of a run is in one of these states now."""
         tasks = self.airflow.tasks(f"bluegreen_{dag}", run_id)
         return any(task["task_id"] == task_id and task["state"] in states for task in tasks)
+
+    def kill_task(self, dag: str, run_id: str, task_id: str) -> None:
+        """SIGKILL to the processes that run a task now, wherever it has come to; its supervisor lives on."""
+
+        def killed() -> int:
+            tasks = self.airflow.tasks(f"bluegreen_{dag}", run_id)
+            titles = [f"airflow worker -- {task['id']}" for task in tasks if task["task_id"] == task_id]
+            count = 0
+            for process in psutil.process_iter(["cmdline"]):
+                if " ".join(process.info["cmdline"] or []).strip() in titles:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                        count += 1
+            return count
+
+        wait_for(f"a process runs {task_id}", killed, seconds=20, every=0.02)
 
     def refused(self, dag: str, **conf: Any) -> str:
         """Run one of the DAGs, which must be refused; return its sentence."""

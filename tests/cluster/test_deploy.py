@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from typing import Any
 
 import psutil
 import pytest
 from airflow.sdk import Connection
-from lab.standalone import Airflow
 from tests.cluster.scene import BAD_MIGRATION, GOOD_MIGRATION, Scene, wait_for
 from tests.cluster.verdict import contents, verdict
 
@@ -112,29 +109,15 @@ def test_while_a_deployment_runs_nobody_else_ends_its_checkpoint(scene: Scene) -
     assert report["result"] == "deployed"
 
 
-def test_a_killed_worker_finds_the_same_child_again(scene: Scene, standalone: Airflow) -> None:
+def test_a_killed_worker_finds_the_same_child_again(scene: Scene) -> None:
     run_id = scene.trigger("deploy", sql=GOOD_MIGRATION, checks=CHECKS)
     wait_for(
         "the parent triggers", lambda: scene.is_in("deploy", run_id, "take_checkpoint", "running"), 120, every=0.02
     )
-    killed = kill_task(standalone, "take_checkpoint")
+    scene.kill_task("deploy", run_id, "take_checkpoint")
     report = scene.finish("deploy", run_id)
-    assert report["result"] == "deployed", (killed, report)
+    assert report["result"] == "deployed", report
     children = scene.airflow.get("dags/bluegreen_checkpoint/dagRuns", limit=100, order_by="-start_date")["dag_runs"]
     assert [run["dag_run_id"] for run in children if run["dag_run_id"].startswith(run_id)] == [
         f"{run_id}__bluegreen_checkpoint__0"
     ]
-
-
-def kill_task(standalone: Airflow, task_id: str) -> int:
-    """SIGKILL to the processes of a running task; return how many there were."""
-    killed = 0
-    deadline = time.monotonic() + 5
-    group = standalone.group()
-    while not killed and time.monotonic() < deadline:
-        for process in psutil.process_iter(["cmdline", "pid"]):
-            title = " ".join(process.info["cmdline"] or [])
-            if task_id in title and "airflow" in title and os.getpgid(process.pid) == group:
-                os.kill(process.pid, signal.SIGKILL)
-                killed += 1
-    return killed

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from lab.standalone import Airflow
 from tests.cluster.scene import wait_for
-from tests.cluster.test_deploy import kill_task
 from tests.cluster.verdict import verdict
 from tests.faults import damage
 from tests.faults.breakpoints import Breakpoints
@@ -26,7 +25,7 @@ def test_a_clone_goes_on_where_the_task_that_began_it_died(
     try:
         run_id = scene.trigger("rollback", **scene.rollback_conf(rejoin="reclone"))
         wait_for(f"{third} is being cloned", lambda: calls.read_text(), seconds=200)
-        assert kill_task(stoppable, "rejoin")
+        scene.kill_task("rollback", run_id, "rejoin")
         report = scene.finish("rollback", run_id)
     finally:
         mend()
