@@ -168,12 +168,9 @@ class PlanRollbackOperator(BluegreenOperator):
                 return checkpoint
             changed = checkpoint.advanced(checkpoint.phase, hosts_down=sorted(down))
         else:
-            config, leader = checkpoint.dynamic_config, checkpoint.leader
+            config = checkpoint.dynamic_config
+            leader = self._leads_now(hook, survey, checkpoint)
             if survey.topology is not None:
-                leads = [member.name for member in survey.topology.members if member.is_leader]
-                # A failover during the hold: what was committed last is on this one, should it be put back.
-                if len(leads) == 1 and leads[0] in checkpoint.others:
-                    (leader,) = leads
                 try:
                     config = hook.patroni.dynamic_config(survey.topology.leader.api_url)
                 except BluegreenError as error:
@@ -181,6 +178,21 @@ class PlanRollbackOperator(BluegreenOperator):
             changed = checkpoint.advanced(Phase.STOPPING, hosts_down=sorted(down), dynamic_config=config, leader=leader)
         hook.write_journal(changed, needed=set(changed.members) - down)
         return changed
+
+    def _leads_now(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> str:
+        """Return who leads: after a failover during the hold what was committed last is there, should it be put back."""
+        members = survey.topology.members if survey.topology else ()
+        leads = [member for member in members if member.is_leader]
+        if len(leads) != 1 or leads[0].name not in checkpoint.others:
+            return checkpoint.leader
+        (leader,) = leads
+        try:
+            if hook.sql(leader.name, leader.host, leader.port).row("identity")["in_recovery"] is not False:
+                self.log.warning("%s is called the leader, and its server is in recovery", leader.name)
+                return checkpoint.leader
+        except BluegreenError as error:
+            self.log.warning("whether the leader's server takes writes is not known: %s", error)
+        return leader.name
 
     def _plan(
         self, survey: Survey, checkpoint: Checkpoint, down: set[str], how: str, data: dict[str, DataDirectory]
