@@ -180,7 +180,7 @@ class PlanRollbackOperator(BluegreenOperator):
         return changed
 
     def _leads_now(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> str:
-        """Return who leads: after a failover during the hold what was committed last is there, should it be put back."""
+        """Return who leads, and should lead again if all is put back: after a failover it has the last commits."""
         members = survey.topology.members if survey.topology else ()
         leads = [member for member in members if member.is_leader]
         if len(leads) != 1 or leads[0].name not in checkpoint.others:
