@@ -34,9 +34,10 @@ def test_no_commit_is_lost_and_a_lost_checkpoint_can_be_released(
     if failover:
         old = scene.leader
         lab.stop_patroni(old)
-        scene.wait_failover(old)
+        new = scene.wait_failover(old)
         lab.start_patroni(old)
-        lab.wait_healthy(90)
+        streams = "select 1 from pg_stat_replication where state = 'streaming' and application_name = %s"
+        wait_for(f"{old} streams", lambda: lab.sql(new, streams, [old], database="postgres"), seconds=90)
     leader, third = scene.leader, scene.third
     lab.sql(leader, LEDGER, user="release")
     rows = contents(lab, leader)
