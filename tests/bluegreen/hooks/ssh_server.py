@@ -75,7 +75,8 @@ class SshServer(paramiko.ServerInterface):
                 continue
 
     def cut(self) -> None:
-        for transport in self._transports:
+        # not those that come meanwhile, of a client that connects again at once
+        for transport in list(self._transports):
             transport.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
