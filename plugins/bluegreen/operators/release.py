@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 ANSWERS_SECONDS = 60
+ANSWERS_AGAIN_SECONDS = 5
 TAKES_EFFECT_SECONDS = 40
 RELEASABLE = frozenset({Phase.HOLDING, Phase.HELD, Phase.RELEASING})
 
@@ -172,14 +173,16 @@ def _nothing_stopped(survey: Survey, checkpoint: Checkpoint) -> bool:
     return checkpoint.phase is Phase.STOPPING and all(state is not None and not state.aside for state in states)
 
 
-def _position_before(hook: ClusterHook, checkpoint: Checkpoint) -> int | None:
+def _position_before(hook: ClusterHook, checkpoint: Checkpoint, *, seconds: float) -> int | None:
     """Return up to where the held standby has replayed; None where it does not answer.
 
     One that crashed is brought back by Patroni in its next turn, and recovers before it answers. One that was restarted
     may not answer until its hold is gone: what it needs to let somebody in may lie behind the mark.
+
+    :param seconds: how long it is waited for; where an earlier try has done so already, hardly.
     """
     try:
-        position, _ = wait_until(partial(replay_position, hook, checkpoint), seconds=ANSWERS_SECONDS, every_seconds=1)
+        position, _ = wait_until(partial(replay_position, hook, checkpoint), seconds=seconds, every_seconds=1)
     except UnreachableError as error:
         log.warning("%s: the hold is taken out all the same", error)
         return None
@@ -196,12 +199,13 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
     require_in_place(node, state)
     if checkpoint.phase is Phase.RELEASING and is_being_cloned(survey.topology, checkpoint.held):
         return []
-    if checkpoint.phase is not Phase.RELEASING:
+    again = checkpoint.phase is Phase.RELEASING
+    if not again:
         checkpoint = checkpoint.advanced(Phase.RELEASING)
         hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
     warnings: list[str] = []
     if checkpoint.hold is not None:
-        since = _position_before(hook, checkpoint)
+        since = _position_before(hook, checkpoint, seconds=ANSWERS_AGAIN_SECONDS if again else ANSWERS_SECONDS)
         clean, warning = clean_text(node, state, checkpoint.hold)
         if state.folder:
             node.done(
