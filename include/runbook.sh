@@ -50,6 +50,7 @@ set -eu
 LC_ALL=C; export LC_ALL
 umask 077
 wal="$data/$wal_name"
+owners_tag='nofailover:[[:space:]]*(true|yes|on|True|TRUE)([[:space:],}]|$)'
 fail() { printf '%s\n' "$*" >&2; exit 1; }
 lost() { printf 'LOST: %s\n' "$*" >&2; exit 3; }
 runs() { "$bin/pg_ctl" status -D "$data" >/dev/null 2>&1; }
@@ -357,16 +358,18 @@ or restore a backup. Nothing was changed"
 run this again. Nothing was changed"
     list=$(table) || stop "patronictl list fails on $held (above: why), and this needs it after the point of no return \
 too. Does the DCS answer? Mend that, then run this again. Nothing was changed"
-    listed=$(printf '%s\n' "$list" | cut -f 1 | sed '/^$/d')
-    strangers=$(printf '%s\n' "$listed" | grep -vxF -e "$(everyone)" | tr '\n' ' ') || true
-    [ -z "${strangers# }" ] || stop "${strangers}joined the cluster after checkpoint $id, so this would not stop it, and it \
+    strangers=
+    while IFS= read -r name <&3; do
+      [ -n "$name" ] || continue
+      up "$name" || stop "$name is in HOSTS_DOWN, and patronictl list shows it: it lives, or has died a moment ago. Look \
+again; when it is certainly dead and not listed, run this again. Nothing was changed"
+      everyone | grep -xF -e "$name" >/dev/null || strangers="$strangers$name "
+    done 3<<LIST
+$(printf '%s\n' "$list" | cut -f 1)
+LIST
+    [ -z "$strangers" ] || stop "${strangers}joined the cluster after checkpoint $id, so this would not stop it, and it \
 would lead with the discarded data. Stop Patroni there for good, wait until patronictl list does not show it, then run \
 this again; clone it afresh afterwards. Nothing was changed"
-    for member in $HOSTS_DOWN; do
-      ! printf '%s\n' "$listed" | grep -qxF -e "$member" || stop "$member is in HOSTS_DOWN, and patronictl list shows \
-it: it lives, or has died a moment ago. Look again; when it is certainly dead and not listed, run this again. Nothing \
-was changed"
-    done
     leads=$(printf '%s\n' "$list" | leader_in_table)
     if [ "$leads" = "$held" ]; then leads=; fi ;;
   promoted | opened) echo "proven: done already: $held was promoted at the mark: $line" ;;
@@ -600,13 +603,12 @@ if [ -e "$config.bluegreen-aside" ]; then
     cp -p -- "$config.bluegreen-original" "$config.bluegreen-aside"
   fi
   # A leader whose owner keeps it out of elections has no slots for the others in Patroni 4: its tag is back at the end.
-  tag='nofailover:[[:space:]]*(true|yes|on|True|TRUE)([[:space:],}]|$)'
   if [ -d "$config.bluegreen-aside" ]; then
-    if grep -qsE "$tag" "$config.bluegreen-aside"/*; then
+    if grep -qsE "$owners_tag" "$config.bluegreen-aside"/*; then
       printf 'tags:\n  nofailover: false\n' > "$config.bluegreen-aside/@HOLD_FILE@"
     fi
   else
-    sed -i -E "s/$tag/nofailover: false\\2/" "$config.bluegreen-aside"
+    sed -i -E "s/$owners_tag/nofailover: false\\2/" "$config.bluegreen-aside"
   fi
   if [ -e "$config" ]; then fail "both $config and $config.bluegreen-aside exist; keep the right one"; fi
   mv -- "$config.bluegreen-aside" "$config"
@@ -688,13 +690,9 @@ done 3<<LIST
 $(everyone)
 LIST
 if ! on "$held" <<'STEP'
-own=
-if [ -d "$config" ]; then
-  if [ -e "$config/@HOLD_FILE@" ]; then rm -f -- "$config/@HOLD_FILE@"; own=yes; fi
-elif [ -e "$config.bluegreen-original" ] && ! cmp -s -- "$config.bluegreen-original" "$config"; then
-  cp -p -- "$config.bluegreen-original" "$config"; own=yes
-fi
-if [ -n "$own" ]; then
+if [ -d "$config" ]; then rm -f -- "$config/@HOLD_FILE@"
+elif grep -qsE "$owners_tag" "$config.bluegreen-original"; then cp -p -- "$config.bluegreen-original" "$config"; fi
+if grep -rqsE "$owners_tag" "$config"; then
   "$patronictl" -c "$config" reload "$scope" "$member" --force </dev/null
   echo "$member leads, and its own configuration keeps it out of elections, as before: switch over, or take the tag out"
 fi

@@ -44,7 +44,7 @@ esac
 # The leader is who runs and was promoted; the others follow it.
 PATRONICTL = """
 case "$3" in
-  reload) echo "$*" >> "$root/reloaded" ;;
+  reload) test ! -e "$root/reload-fails" && echo "$*" >> "$root/reloaded" ;;
   remove) cat > "$root/answers"; touch "$root/removed" ;;
   list) if [ "$4" != -f ]; then echo '+ Cluster: orders (uninitialized) +'; exit 0; fi
     if [ "$5" = json ]; then echo '[]'; exit 0; fi
@@ -503,6 +503,19 @@ def test_a_standby_that_its_owner_keeps_out_of_elections_leads_until_the_others_
     assert path.with_name(f"{path.name}.led").read_text() == re.sub("true|yes", "false", text, count=1)
     assert path.read_text() == text
     assert "keeps it out of elections" in said and "reload" in (nodes.root / "reloaded").read_text()
+
+
+def test_an_owners_tag_whose_reload_failed_is_reloaded_by_the_next_run(nodes: Nodes) -> None:
+    path = nodes.root / HELD / "patroni.yml"
+    (path.with_name(f"{path.name}.bluegreen-original")).write_text(OWNERS_TAG)
+    (nodes.root / "reload-fails").touch()
+    text = nodes.text()
+    status, said = nodes.run(text)
+    assert status == 1 and "STOPPED in step 7: the tag nofailover did not come back on n2" in said, said
+    (nodes.root / "reload-fails").unlink()
+    status, said = nodes.run(text)
+    assert status == 0, said
+    assert path.read_text() == OWNERS_TAG and (nodes.root / "reloaded").exists()
 
 
 def test_what_was_edited_during_the_hold_is_kept(nodes: Nodes) -> None:
