@@ -91,7 +91,7 @@ class PutBackOperator(BluegreenOperator):
         if leader not in {*survey.states, *down, checkpoint.held}:
             raise FailedForNowError(f"{leader}, the leader before, was not looked at; expected it to be read first")
         others = [name for name in checkpoint.others if name in survey.states and name not in down]
-        left = _left_out(hook, survey, unread - {checkpoint.held})
+        left = _left_out(survey, unread - {checkpoint.held})
         if others and checkpoint.held not in survey.states and checkpoint.phase is Phase.STOPPING:
             # Recovery is written into every journal before it begins, so nothing was promoted there.
             warnings = left + self._start(hook, survey, checkpoint, others, leader)
@@ -200,7 +200,7 @@ def _leader_before(survey: Survey, checkpoint: Checkpoint) -> str:
     return survey.topology.leader.name if survey.topology and _has_leader(survey.topology) else checkpoint.leader
 
 
-def _left_out(hook: ClusterHook, survey: Survey, members: set[str]) -> list[str]:
+def _left_out(survey: Survey, members: set[str]) -> list[str]:
     """Say of members that cannot be read, and on which nothing depends, that they are left as they are."""
     return [
         f"{name} cannot be read ({survey.problems[name]}), so it was left as it is and may be stopped. When it "

@@ -80,7 +80,7 @@ class RejoinMemberOperator(BluegreenOperator):
         if leader.name == self.member:
             return {"member": self.member, "rejoined_by": ALREADY_BACK}
         if not state.aside:
-            if is_being_cloned(hook.patroni.topology(), self.member):
+            if is_being_cloned(survey.topology, self.member):
                 # Whoever began it was ended meanwhile, and Patroni was not.
                 back = self._back(hook, checkpoint, survey, "reclone", seconds=CLONE_SECONDS)
                 return {**back, "rejoined_because": "Patroni was cloning it already"}

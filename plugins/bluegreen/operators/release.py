@@ -197,9 +197,9 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
     survey.require([checkpoint.held])
     node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
     require_in_place(node, state)
-    if checkpoint.phase is Phase.RELEASING and is_being_cloned(survey.topology, checkpoint.held):
-        return []
     again = checkpoint.phase is Phase.RELEASING
+    if again and is_being_cloned(survey.topology, checkpoint.held):
+        return []
     if not again:
         checkpoint = checkpoint.advanced(Phase.RELEASING)
         hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
