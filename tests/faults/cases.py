@@ -95,12 +95,13 @@ class Case:
     @property
     def fails_over(self) -> bool:
         """Whether the new leader may lose its office after the promotion: then there is one more timeline."""
-        killed = self.fault in (damage.patroni_killed, damage.postgres_killed)
+        # a server that does not answer is demoted by its Patroni, and promoted once more when it does
+        out = self.fault in (damage.patroni_killed, damage.postgres_killed, damage.postgres_stopped)
         promoted = {("recover", "after"), ("rejoin", "before"), ("close", "before")}
         at = self.operation == "rollback" and (self.task, self.moment) in promoted
         # a leader that does not reach the DCS resigns, and is promoted once more when it does
         cut_off = self.fault is damage.etcd_stopped and (self.operation, self.task) == ("rollback", "rejoin")
-        return cut_off or (killed and at and self.member == "held")
+        return cut_off or (out and at and self.member == "held")
 
     @property
     def person(self) -> bool:
