@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 LEADS_SECONDS = 60
 RECOVERS_SECONDS = 900
 SERVICE_SECONDS = 90
+# where Patroni runs on all of them already
+STARTED_SECONDS = 20
 PROOF_SECONDS = 60
 GO_ON = "Mend that, then clear the task put_back, or run bluegreen_rollback again: it goes on where this one stopped"
 
@@ -147,7 +149,8 @@ class PutBackOperator(BluegreenOperator):
         """Bring the members' configurations back and start Patroni on them; return warnings.
 
         The old leader starts first and leads before the others start: what it has committed since they were stopped
-        is on no other member, and one of them would win against a server that is not up yet.
+        is on no other member, and one of them would win against a server that is not up yet. Where all run
+        already, they have had the time of the try that started them.
         """
 
         def back(other: NodeHook) -> None:
@@ -155,36 +158,49 @@ class PutBackOperator(BluegreenOperator):
 
         hook.on_each(members, back)
         serves = partial(check_another_leads, hook, checkpoint.held)
+        all_run = all(hook.on_each(members, _patroni_runs).values())
+        leads_seconds, service_seconds = (STARTED_SECONDS,) * 2 if all_run else (LEADS_SECONDS, SERVICE_SECONDS)
         warnings: list[str] = []
         if leader in members and leader != checkpoint.held:
             data = partial(hook.nodes[leader].data_directory, survey.states[leader].config)
             # A server that was not shut down cleanly first replays its WAL, which takes its time.
-            most = LEADS_SECONDS if is_clean(data()) else RECOVERS_SECONDS
+            most = leads_seconds if is_clean(data()) else RECOVERS_SECONDS
             hook.on_each([leader], start_patroni)
-            warnings = self._wait_for_leader(partial(serves, leader), leader, data, most=most)
+            leads = partial(serves, leader)
+            warnings = self._wait_for_leader(leads, leader, data, seconds=leads_seconds, most=most)
         last = {checkpoint.held} & set(members)
         for together in (set(members) - last - {leader}, last):
             hook.on_each(together, start_patroni)
-        wait_until(serves, seconds=SERVICE_SECONDS, every_seconds=0.5)
+        wait_until(serves, seconds=service_seconds, every_seconds=0.5)
         return warnings
 
     def _wait_for_leader(
-        self, leads: Callable[[], object], leader: str, data: Callable[[], DataDirectory], *, most: float
+        self,
+        leads: Callable[[], object],
+        leader: str,
+        data: Callable[[], DataDirectory],
+        *,
+        seconds: float,
+        most: float,
     ) -> list[str]:
         """Wait until the old leader leads, for longer than a moment only while its server works on its data."""
         begin = time.monotonic()
         while True:
             try:
-                wait_until(leads, seconds=LEADS_SECONDS, every_seconds=0.3)
+                wait_until(leads, seconds=seconds, every_seconds=0.3)
                 return []
             except FailedForNowError as error:
-                seconds = time.monotonic() - begin
-                if seconds >= most or not _server_runs(data):
+                spent = time.monotonic() - begin
+                if spent >= most or not _server_runs(data):
                     return [
-                        f"{leader}, the leader before, does not lead again after {seconds:.0f} s ({error}), so the "
+                        f"{leader}, the leader before, does not lead again after {spent:.0f} s ({error}), so the "
                         "others were started too. If another leads now, what was committed on it alone is lost"
                     ]
-                self.log.info("%s recovers from its crash, %.0f s so far: %s", leader, seconds, error)
+                self.log.info("%s recovers from its crash, %.0f s so far: %s", leader, spent, error)
+
+
+def _patroni_runs(node: NodeHook) -> bool:
+    return node.service_status().running
 
 
 def _server_runs(data: Callable[[], DataDirectory]) -> bool:
