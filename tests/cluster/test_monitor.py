@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.cluster.scene import LOCK, Scene, change, wait_for
 from tests.cluster.verdict import verdict
 
@@ -65,6 +66,23 @@ def test_a_lost_checkpoint_is_called_lost(scene: Scene) -> None:
     state, problem, _ = look(scene, scene.lab.name)
     assert state == "failed"
     assert f"LOST: checkpoint {scene.record['id']} is lost" in problem
+
+
+@pytest.mark.whole
+def test_a_checkpoint_that_outlives_its_deployment_is_told(scene: Scene) -> None:
+    run_id = scene.trigger("deploy", command="sleep 300", checks=["select true"])
+    wait_for("the deployment runs", lambda: scene.is_in("deploy", run_id, "deploy", "running"), seconds=200)
+    # what a person can do in Airflow's UI: no task that would end the checkpoint is run any more
+    answer = scene.airflow.request("PATCH", f"dags/bluegreen_deploy/dagRuns/{run_id}", {"state": "failed"})
+    assert answer.status_code == 200, answer.text
+    state, problem, figures = look(scene, scene.lab.name)
+    assert state == "failed"
+    told = f"checkpoint {figures['checkpoint']['id']} on {figures['checkpoint']['held']} is held for deploy"
+    assert f"{told} (run {run_id}" in problem and "which has ended; run bluegreen_resume, or" in problem, problem
+    scene.must("resume", checkpoint=figures["checkpoint"]["id"])
+    state, problem, figures = look(scene, scene.lab.name)
+    assert (state, problem) == ("success", "") and "checkpoint" not in figures
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows)
 
 
 def test_before_a_disk_is_full_the_hold_is_released_loudly(scene: Scene, registry: Path) -> None:
