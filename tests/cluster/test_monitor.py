@@ -75,11 +75,13 @@ def test_a_checkpoint_that_outlives_its_deployment_is_told(scene: Scene) -> None
     # what a person can do in Airflow's UI: no task that would end the checkpoint is run any more
     answer = scene.airflow.request("PATCH", f"dags/bluegreen_deploy/dagRuns/{run_id}", {"state": "failed"})
     assert answer.status_code == 200, answer.text
-    state, problem, figures = look(scene, scene.lab.name)
+    report = scene.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")
+    scene.record = report["checkpoint"]
+    state, problem, _ = look(scene, scene.lab.name)
     assert state == "failed"
-    told = f"checkpoint {figures['checkpoint']['id']} on {figures['checkpoint']['held']} is held for deploy"
+    told = f"checkpoint {scene.record['id']} on {scene.held} is held for deploy"
     assert f"{told} (run {run_id}" in problem and "which has ended; run bluegreen_resume, or" in problem, problem
-    scene.must("resume", checkpoint=figures["checkpoint"]["id"])
+    scene.must("resume", checkpoint=scene.record["id"])
     state, problem, figures = look(scene, scene.lab.name)
     assert (state, problem) == ("success", "") and "checkpoint" not in figures
     verdict(scene.lab, before=scene.fresh, rows=scene.rows)
