@@ -251,6 +251,15 @@ class Scene:
         self.record = report["checkpoint"]
         return report
 
+    def deploying(self, command: str, checks: list[str]) -> str:
+        """Start a deployment, and wait until its checkpoint is taken and its command runs; return its run."""
+        run_id = self.trigger("deploy", command=command, checks=checks)
+        wait_for("the deployment runs", lambda: self.is_in("deploy", run_id, "deploy", "running"), seconds=200)
+        report = self.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")
+        assert report
+        self.record = report["checkpoint"]
+        return run_id
+
     def rollback_conf(self, **conf: Any) -> dict[str, Any]:
         """The params of a rollback to the checkpoint that was taken."""
         return {"checkpoint": self.record["id"], "confirm": self.lab.name, "reason": "a test", **conf}

@@ -98,10 +98,7 @@ def test_a_person_is_asked_and_decides(scene: Scene) -> None:
 
 @pytest.mark.whole
 def test_while_a_deployment_runs_nobody_else_ends_its_checkpoint(scene: Scene) -> None:
-    run_id = scene.trigger("deploy", command="sleep 45", checks=CHECKS)
-    wait_for("the deployment runs", lambda: scene.is_in("deploy", run_id, "deploy", "running"), seconds=200)
-    (report,) = [scene.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")]
-    scene.record = report["checkpoint"]
+    run_id = scene.deploying("sleep 45", CHECKS)
     for dag, conf in (("resume", {}), ("rollback", scene.rollback_conf())):
         sentence = scene.refused(dag, **conf)
         assert "which is still running" in sentence and run_id in sentence

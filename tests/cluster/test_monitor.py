@@ -70,13 +70,10 @@ def test_a_lost_checkpoint_is_called_lost(scene: Scene) -> None:
 
 @pytest.mark.whole
 def test_a_checkpoint_that_outlives_its_deployment_is_told(scene: Scene) -> None:
-    run_id = scene.trigger("deploy", command="sleep 300", checks=["select true"])
-    wait_for("the deployment runs", lambda: scene.is_in("deploy", run_id, "deploy", "running"), seconds=200)
+    run_id = scene.deploying("sleep 300", ["select true"])
     # what a person can do in Airflow's UI: no task that would end the checkpoint is run any more
     answer = scene.airflow.request("PATCH", f"dags/bluegreen_deploy/dagRuns/{run_id}", {"state": "failed"})
     assert answer.status_code == 200, answer.text
-    report = scene.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")
-    scene.record = report["checkpoint"]
     state, problem, _ = look(scene, scene.lab.name)
     assert state == "failed"
     told = f"checkpoint {scene.record['id']} on {scene.held} is held for deploy"

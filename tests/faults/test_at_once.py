@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.cluster.scene import Scene, wait_for
+from tests.cluster.scene import Scene
 from tests.cluster.verdict import verdict
 
 RESULTS = {"rollback": "rolled_back", "resume": "resumed", "checkpoint": "held"}
@@ -52,11 +52,7 @@ def test_of_two_checkpoints_one_is_held(scene: Scene) -> None:
 @pytest.mark.whole
 def test_a_rollback_that_takes_over_ends_a_deployment_that_still_runs(scene: Scene) -> None:
     goes_on = "psql -XAtc \"select 1 / (to_regclass('go_on') is not null)::int\""
-    run_id = scene.trigger("deploy", command=f"until {goes_on}; do sleep 1; done", checks=["select true"])
-    wait_for("the deployment runs", lambda: scene.is_in("deploy", run_id, "deploy", "running"), seconds=200)
-    report = scene.airflow.xcom("bluegreen_checkpoint", f"{run_id}__bluegreen_checkpoint__0", "report")
-    assert report
-    scene.record = report["checkpoint"]
+    run_id = scene.deploying(f"until {goes_on}; do sleep 1; done", ["select true"])
     scene.deploy_badly()
 
     scene.rollback(take_over=True)
