@@ -151,6 +151,20 @@ class Checkpoint(_Strict):
         """Return who is not a member of this checkpoint, by name: whoever joined the cluster after it."""
         return sorted(set(members) - set(self.members))
 
+    def require_alone(self, members: Iterable[str]) -> None:
+        """Refuse a rollback where a member has joined since the checkpoint: nothing would stop it (hazard H5).
+
+        :param members: who the DCS says is in the cluster.
+        :raises RefusedError: when one is not of this checkpoint and the takeover is not over.
+        """
+        if self.phase is not Phase.TAKEN_OVER and (strangers := self.strangers(members)):
+            raise RefusedError(
+                f"{', '.join(strangers)} joined the cluster after checkpoint {self.id}, so a rollback would not stop "
+                "it and it would lead with the discarded data; expected the members of the checkpoint alone. Stop "
+                "Patroni there for good, wait until `patronictl list` does not show it, and clone it afresh after the "
+                "rollback"
+            )
+
     @property
     def past_no_return(self) -> bool:
         """Whether the held member was promoted at the mark: from there on there is only forward."""

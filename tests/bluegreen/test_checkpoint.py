@@ -302,3 +302,15 @@ def test_locks_are_taken_in_order_of_names_on_all_that_are_up() -> None:
     assert lock_order("n2", ["n3", "n1", "n2"], ["n1"]) == ["n2", "n3"]
     assert lock_order("n9", ["n3"], []) == ["n3", "n9"]
     assert lock_order(None, ["n3", "n1"], []) == ["n1", "n3"]
+
+
+def test_a_rollback_is_refused_beside_a_member_that_joined_since() -> None:
+    checkpoint = _checkpoint()
+    checkpoint.require_alone(["n1", "n2", "n3"])
+    checkpoint.require_alone(["n1"])
+    with pytest.raises(
+        RefusedError, match=r"^n4, n5 joined the cluster after checkpoint bg_2026.* expected the members"
+    ):
+        checkpoint.require_alone(["n5", "n1", "n2", "n4"])
+    # the new cluster is in service: whoever joins it clones from it
+    _checkpoint(phase=Phase.TAKEN_OVER).require_alone(["n1", "n4"])

@@ -111,13 +111,30 @@ def initialize_revision(lab: Lab) -> str:
     return next((pair["create_revision"] for pair in _etcd(lab) if _text(pair["key"]).endswith("/initialize")), "")
 
 
+def put_key(lab: Lab, key: str, value: str) -> None:
+    """Write a key of the cluster in etcd, where a member would.
+
+    :param key: without the common prefix.
+    """
+    _ask_etcd(lab, "put", key=_b64(f"/service/{lab.name}/{key}"), value=_b64(value))
+
+
+def delete_key(lab: Lab, key: str) -> None:
+    """Take a key of the cluster out of etcd; one that is not there is no error."""
+    _ask_etcd(lab, "deleterange", key=_b64(f"/service/{lab.name}/{key}"))
+
+
 def _etcd(lab: Lab) -> list[dict[str, str]]:
     prefix = f"/service/{lab.name}/"
     end = prefix[:-1] + chr(ord("/") + 1)
-    body = {"key": _b64(prefix), "range_end": _b64(end)}
-    answer = httpx.post(f"http://{lab.info['dcs']}/v3/kv/range", json=body, timeout=5, trust_env=False)
+    found: list[dict[str, str]] = _ask_etcd(lab, "range", key=_b64(prefix), range_end=_b64(end)).get("kvs", [])
+    return found
+
+
+def _ask_etcd(lab: Lab, verb: str, **body: str) -> dict[str, Any]:
+    answer = httpx.post(f"http://{lab.info['dcs']}/v3/kv/{verb}", json=body, timeout=5, trust_env=False)
     answer.raise_for_status()
-    found: list[dict[str, str]] = answer.json().get("kvs", [])
+    found: dict[str, Any] = answer.json()
     return found
 
 

@@ -173,7 +173,15 @@ def _reached(case: Case, step: str, moment: str) -> bool:
 
 
 WHOLE = frozenset(
-    {"task_killed", "airflow_killed", "etcd_stopped", "patronictl_fails", "patronictl_hangs", "second_rollback"}
+    {
+        "task_killed",
+        "airflow_killed",
+        "etcd_stopped",
+        "patronictl_fails",
+        "patronictl_hangs",
+        "stranger_joins",
+        "second_rollback",
+    }
 )
 SPREAD = {
     "checkpoint-hold-during-task_killed",
@@ -312,6 +320,7 @@ def _cases() -> Iterator[Case]:
             (rollback, "remove_cluster", "before", "third"),
             (rollback, "start_leader", "before", "leader"),
         ],
+        damage.stranger_joins: [(rollback, "plan", "before", "held"), (rollback, "stop", "before", "held")],
         damage.second_rollback: [(rollback, "recover", "before", "held")],
         damage.airflow_killed: [
             (checkpoint, "hold", "during", "held"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from lab.cluster import Lab
 from lab.lifecycle import etcd_answers
 from lab.standalone import Airflow
 from tests.cluster.scene import Scene, changed, of_root, wait_for
+from tests.cluster.verdict import delete_key, put_key
 from tests.faults.breakpoints import Breakpoints
 
 Mend = Callable[[], object]
@@ -439,6 +441,14 @@ def person_restores_yaml(place: Place) -> Mend:
             path.unlink()
 
     return mend
+
+
+def stranger_joins(place: Place) -> Mend:
+    """A member that the checkpoint does not know joins the cluster: its key stands in the DCS."""
+    stranger = {"role": "replica", "state": "running", "conn_url": "postgres://127.0.0.9:5432/postgres"}
+    put_key(place.lab, "members/n9", json.dumps({**stranger, "api_url": "http://127.0.0.9:8008/patroni"}))
+    wait_for("Patroni shows it", lambda: "n9" in {one["name"] for one in place.lab.cluster()["members"]}, 30)
+    return lambda: delete_key(place.lab, "members/n9")
 
 
 def second_rollback(place: Place) -> Mend:

@@ -93,7 +93,8 @@ class PlanRollbackOperator(BluegreenOperator):
                 + ", so nothing can be rolled back to. Run bluegreen_resume to clear it away"
             )
         _members_down(hook, survey, checkpoint, down)
-        _no_strangers(survey, checkpoint)
+        if survey.topology is not None:
+            checkpoint.require_alone(member.name for member in survey.topology.members)
         members = sorted(set(checkpoint.members) - down)
         survey.require(members)
         if not checkpoint.past_no_return:
@@ -269,18 +270,6 @@ def _members_down(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, dow
             f"{', '.join(unreachable)} cannot be reached ({survey.problems[unreachable[0]]}); a member that still runs "
             "with the discarded data must be stopped. Expected every member reachable, or, where its host is "
             "certainly down and cannot come back by itself, named in hosts_down"
-        )
-
-
-def _no_strangers(survey: Survey, checkpoint: Checkpoint) -> None:
-    """Refuse where a member has joined that the journal does not know: nothing would stop it (hazard H5)."""
-    if survey.topology is None or checkpoint.phase is Phase.TAKEN_OVER:
-        return
-    if strangers := checkpoint.strangers(member.name for member in survey.topology.members):
-        raise RefusedError(
-            f"{', '.join(strangers)} joined the cluster after checkpoint {checkpoint.id}, so a rollback would not stop "
-            "it and it would lead with the discarded data; expected the members of the checkpoint alone. Stop Patroni "
-            "there for good, wait until `patronictl list` does not show it, and clone it afresh after the rollback"
         )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from bluegreen.checkpoint import MemberAddress, Phase
-from bluegreen.exceptions import RefusedError
+from bluegreen.checkpoint import Checkpoint, MemberAddress, Phase
+from bluegreen.exceptions import RefusedError, UnreachableError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.hooks.stopping import cluster_state, is_clean, stop_member
@@ -45,7 +45,8 @@ class StopMembersOperator(BluegreenOperator):
     :param beside: members that are stopped meanwhile, at any moment, and whose data is kept (templated).
     :param last: members that are stopped when all of ``members`` are down, as the leader must be: while another
         replica runs, that one would be promoted in its place (hazard H5) (templated).
-    :raises RefusedError: when this run does not hold the lock, or the journal does not say that a rollback has begun.
+    :raises RefusedError: when this run does not hold the lock, the journal does not say that a rollback has begun, or
+        a member has joined since the checkpoint.
     :raises FailedForNowError: when a member did not stop.
     """
 
@@ -88,6 +89,8 @@ class StopMembersOperator(BluegreenOperator):
         with ThreadPoolExecutor(max_workers=1) as pool:
             meanwhile = pool.submit(hook.on_each, beside, stop)
             stopped = hook.on_each(members, stop)
+            if last:
+                self._look_for_strangers(hook, survey.checkpoint)
             stopped |= hook.on_each(last, stop)
             stopped |= meanwhile.result()
         left_as = {name: cluster_state(found) for name, found in sorted(stopped.items())}
@@ -101,6 +104,15 @@ class StopMembersOperator(BluegreenOperator):
             if not is_clean(stopped[name])
         ]
         return {"stopped": {name: {"state": state} for name, state in left_as.items()}, "warnings": warnings}
+
+    def _look_for_strangers(self, hook: ClusterHook, checkpoint: Checkpoint) -> None:
+        """Look once more who is in the cluster, while the leader can still say: one may have joined since the plan."""
+        try:
+            topology = hook.patroni.topology()
+        except UnreachableError as error:
+            self.log.info("nobody says who has joined: %s", error)
+        else:
+            checkpoint.require_alone(member.name for member in topology.members)
 
 
 def _mapping(value: object) -> dict[str, MemberAddress]:
