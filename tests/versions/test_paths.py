@@ -9,6 +9,7 @@ from lab.cluster import Lab
 from lab.standalone import read_environment
 from ruamel.yaml import YAML
 from tests.cluster.scene import GOOD_MIGRATION, Scene, changed, has, wait_for
+from tests.cluster.test_runbook import run
 from tests.cluster.verdict import history_files
 from tests.versions.verdict import verdict
 
@@ -56,6 +57,20 @@ def test_a_rollback_brings_the_old_rows_back_on_every_member(scene: Scene, rejoi
     assert {name: report["members"][name].get("rejoined_by") for name in others} == dict.fromkeys(others, rejoin)
     now = history_files(lab.nodes[held])[f"{scene.timeline + 1:08X}.history"]
     assert now.strip().splitlines()[-1] == report["branch_line"]
+
+
+def test_the_runbook_brings_the_old_rows_back_on_every_member(scene: Scene, tmp_path: Path) -> None:
+    lab = scene.lab
+    text = scene.checkpoint()["runbook"]
+    scene.deploy_badly()
+
+    status, said = run(scene, text, tmp_path)
+
+    assert status == 0, said[-6000:]
+    assert "THE POINT OF NO RETURN IS PASSED" in said
+    lab.wait_healthy(90)
+    leader, timeline = scene.held, scene.timeline + 1
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=leader, timeline=timeline, after_xid=scene.xid)
 
 
 def test_members_that_are_not_shut_down_cleanly_are_rewound(scene: Scene) -> None:
