@@ -179,6 +179,25 @@ streams() {
     END { exit !found }'
 }
 
+# complete MEMBER: pg_rewind before 14 leaves out PG_VERSION of a database that was dropped, and nobody can connect to it
+complete() {
+  found=$(on "$held" <<'STEP'
+cd -- "$data"
+for file in base/*/PG_VERSION pg_tblspc/*/PG_*/*/PG_VERSION; do if [ -f "$file" ]; then printf '%s\n' "$file"; fi; done
+STEP
+  ) || return 1
+  { assign files "$found"; cat <<'STEP'
+cd -- "$data"
+printf '%s\n' "$files" | while IFS= read -r file; do
+  if [ ! -d "${file%/*}" ] || [ -e "$file" ]; then continue; fi
+  cp -p -- PG_VERSION "$file"
+  sync -- "$file"
+  echo "$member: $file was missing after pg_rewind, and is there again"
+done
+STEP
+  } | on "$1"
+}
+
 old_cluster() {
   echo
   echo "To go back to the old cluster instead, in this order, each as the owner of the files, the start as you log in"
@@ -669,6 +688,8 @@ old state; look at Patroni's log on $member, then run this again"
     streams "$member" || stop "$member is still being cloned, or that failed. The cluster serves the old state; \
 watch patronictl list, and run this again when it streams"
   fi
+  complete "$member" || stop "a database's folder may lack its PG_VERSION on $member (above: why), and nobody can \
+connect to it there. The cluster serves the old state; run this again"
   echo "$member streams"
 done 3<<LIST
 $(others)

@@ -463,6 +463,27 @@ def test_who_has_joined_since_is_not_left_running(nodes: Nodes) -> None:
     assert nodes.running() == set(NAMES)
 
 
+def test_a_database_that_the_rewind_left_without_its_version_file_gets_it(nodes: Nodes) -> None:
+    whole, table = (
+        ["base/1", "base/16407", "pg_tblspc/16400/PG_13_202007201/16408"],
+        "pg_tblspc/16400/PG_13_202007201/1",
+    )
+    for name in NAMES:
+        data = nodes.root / name / "data"
+        (data / "PG_VERSION").write_text("13\n")
+        for folder in (*whole, table, "base/pgsql_tmp"):
+            (data / folder).mkdir(parents=True)
+            if folder in whole and (name != LEADER or folder == "base/1"):
+                (data / folder / "PG_VERSION").write_text("13\n")
+    status, said = nodes.run()
+    assert status == 0, said
+    assert re.findall("n[123]: (.*) was missing after pg_rewind", said) == [f"{one}/PG_VERSION" for one in whole[1:]]
+    for name in NAMES:
+        data = nodes.root / name / "data"
+        found = {str(path.parent.relative_to(data)) for path in data.glob("*/**/PG_VERSION")}
+        assert found == set(whole)
+
+
 def test_without_patronictl_nothing_is_stopped(nodes: Nodes) -> None:
     text = nodes.text().replace(f"{nodes.root}/{HELD}/bin/patronictl", "/no/patronictl")
     status, said = nodes.run(text)

@@ -104,6 +104,30 @@ def test_a_member_that_was_rewound_and_not_started_is_not_rewound_again(scene: S
     assert {name: report["members"][name].get("rejoined_by") for name in others} == dict.fromkeys(others, "rewind")
 
 
+def test_members_that_a_person_has_brought_back_meanwhile_have_every_database(scene: Scene, run_folder: Path) -> None:
+    """Patroni rewinds them then, and ``pg_rewind`` before 14 leaves out the PG_VERSION of a dropped database."""
+    lab = scene.lab
+    scene.checkpoint()
+    scene.deploy_badly()
+    others = sorted(set(lab.names) - {scene.held})
+    registry = Path(read_environment(run_folder)["BLUEGREEN_CLUSTERS"])
+    start = YAML().load(registry)["clusters"][lab.name]["node"]["start"]
+    person = f"until curl -sf {lab.nodes[scene.held].rest}/primary; do sleep 0.2; done >/dev/null; "
+    for name in others:
+        path = lab.nodes[name].patroni_config
+        person += f"mv {path}.bluegreen-aside {path}; {lab.info['ctl']} start {name}; "
+    person += (
+        f'until curl -s {lab.nodes[scene.held].rest}/cluster | grep -c \'"streaming".*"streaming"\'; do sleep 0.2; done'
+    )
+
+    with changed(registry, lab.name, node={"start": f"{start}; if test {{member}} = {scene.held}; then {person}; fi"}):
+        report = scene.rollback()
+
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+    found = {name: report["members"][name].get("rejoined_by") for name in others}
+    assert found == dict.fromkeys(others, "already back"), found
+
+
 def test_a_held_standby_that_was_restarted_is_rolled_back_to_or_called_lost(scene: Scene) -> None:
     """A delay survives a restart of PostgreSQL; a pause, before 12, does not (hazard H1)."""
     lab = scene.lab

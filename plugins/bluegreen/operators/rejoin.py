@@ -85,7 +85,10 @@ class RejoinMemberOperator(BluegreenOperator):
                 back = self._back(hook, checkpoint, survey, "reclone", seconds=CLONE_SECONDS)
                 return {**back, "rejoined_because": "Patroni was cloning it already"}
             try:
-                return self._back_once_started(hook, checkpoint, survey, ALREADY_BACK, seconds=20)
+                back = self._back_once_started(hook, checkpoint, survey, ALREADY_BACK, seconds=20)
+                # Its Patroni may have rewound it.
+                self._complete_databases(hook, survey, checkpoint, leader)
+                return back
             except FailedForNowError as error:
                 self.log.info("%s is started but not back: %s", self.member, error)
         address = checkpoint.members[self.member]
@@ -164,8 +167,7 @@ class RejoinMemberOperator(BluegreenOperator):
                 timeout_seconds=seconds + 10,
             )
             self.log.info("%s: %s", self.member, " ".join(result.output.split())[-300:])
-        if version.rewind_skips_version_files:
-            self._add_version_files(hook, survey, leader)
+        self._complete_databases(hook, survey, checkpoint, leader)
 
     def _recover_crashed(
         self, node: NodeHook, state: NodeState, found: DataDirectory, version: ServerVersion, *, seconds: int
@@ -192,7 +194,10 @@ class RejoinMemberOperator(BluegreenOperator):
             timeout_seconds=2 * seconds + 10,
         )
 
-    def _add_version_files(self, hook: ClusterHook, survey: Survey, leader: Leader) -> None:
+    def _complete_databases(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, leader: Leader) -> None:
+        """Put back what ``pg_rewind`` leaves out of databases that the deployment had dropped."""
+        if not ServerVersion(checkpoint.server_version_num).rewind_skips_version_files:
+            return
         here = self.member
         there = hook.nodes[leader.name].done(
             shell.version_files(survey.states[leader.name].config.data_dir), "listing the databases' folders"
