@@ -198,7 +198,7 @@ class PatroniHook(BaseHook):
             raise RefusedError(f"no Patroni of cluster {self.cluster.name!r} can be asked: {refused}")
         raise UnreachableError(
             f"no Patroni of cluster {self.cluster.name!r} answers: {'; '.join(reasons)}. "
-            "Check the registry's patroni: addresses, and that Patroni runs"
+            "Check the registry's patroni: addresses, that Patroni runs, and that it reaches its DCS"
         )
 
     def member_status(self, api_url: str) -> dict[str, Any]:
