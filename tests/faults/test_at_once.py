@@ -41,8 +41,10 @@ def test_of_two_that_end_a_checkpoint_one_does(scene: Scene, other: str) -> None
 
 
 @pytest.mark.whole
-def test_of_two_checkpoints_one_is_held(scene: Scene) -> None:
-    _, report, sentence = one_of(scene, [("checkpoint", {"label": label}) for label in ("release 1", "release 2")])
+@pytest.mark.parametrize("standbys", [("", ""), ("n2", "n3")], ids=["any standby", "two standbys"])
+def test_of_two_checkpoints_one_is_held(scene: Scene, standbys: tuple[str, str]) -> None:
+    wanted = [("checkpoint", {"label": f"for {name}", **({"standby": name} if name else {})}) for name in standbys]
+    _, report, sentence = one_of(scene, wanted)
 
     assert "locked by" in sentence or report["checkpoint"]["id"] in sentence, sentence
     verdict(scene.lab, before=scene.fresh, rows=scene.rows, held=report["checkpoint"]["held"])
