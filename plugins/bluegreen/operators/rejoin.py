@@ -86,11 +86,12 @@ class RejoinMemberOperator(BluegreenOperator):
                 return {**back, "rejoined_because": "Patroni was cloning it already"}
             try:
                 back = self._back_once_started(hook, checkpoint, survey, ALREADY_BACK, seconds=20)
+            except FailedForNowError as error:
+                self.log.info("%s is started but not back: %s", self.member, error)
+            else:
                 # Its Patroni may have rewound it.
                 self._complete_databases(hook, survey, checkpoint, leader)
                 return back
-            except FailedForNowError as error:
-                self.log.info("%s is started but not back: %s", self.member, error)
         address = checkpoint.members[self.member]
         found = stop_member(hook.patroni, node, address)
         reason = why_no_rewind(found, state)
