@@ -78,7 +78,7 @@ class _HttpServer(socketserver.ThreadingTCPServer):
 class LyingPatroni:
     """A server in front of one member's REST API.
 
-    :param lies: ``"GET /cluster"`` and the like to the lie that is told there.
+    :param lies: ``"GET /cluster"`` and the like to the lie that is told there; may be changed at any time.
     """
 
     def __init__(self, member: Member, lies: dict[str, HttpLie]) -> None:
@@ -93,8 +93,13 @@ class LyingPatroni:
         """Answer one request."""
         question = f"{method} {path}"
         self.asked.append(question)
-        with httpx.Client(trust_env=False, timeout=120) as client:
-            true = client.request(method, self.member.rest + path, content=body)
+        try:
+            with httpx.Client(trust_env=False, timeout=120) as client:
+                true = client.request(method, self.member.rest + path, content=body)
+        except httpx.ConnectError:
+            # as a proxy does in front of one that is gone
+            plainly(say, b"", status=502)
+            return
         lie = self.lies.get(question) or (lambda say, content: plainly(say, content, status=true.status_code))
         lie(say, true.content)
 
