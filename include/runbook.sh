@@ -179,14 +179,21 @@ streams() {
     END { exit !found }'
 }
 
-# complete MEMBER: pg_rewind before 14 leaves out PG_VERSION of a database that was dropped, and nobody can connect to it
+# complete: pg_rewind before 14 leaves out PG_VERSION of a database that was dropped, and nobody can connect to it
 complete() {
-  found=$(on "$held" <<'STEP'
+  found=$(while IFS= read -r member <&3; do
+    up "$member" || continue
+    on "$member" <<'STEP' || exit 1
 cd -- "$data"
 for file in base/*/PG_VERSION pg_tblspc/*/PG_*/*/PG_VERSION; do if [ -f "$file" ]; then printf '%s\n' "$file"; fi; done
 STEP
+  done 3<<LIST
+$(everyone)
+LIST
   ) || return 1
-  { assign files "$found"; cat <<'STEP'
+  while IFS= read -r member <&3; do
+    up "$member" || continue
+    { assign files "$(printf '%s\n' "$found" | sort -u)"; cat <<'STEP'
 cd -- "$data"
 printf '%s\n' "$files" | while IFS= read -r file; do
   if [ ! -d "${file%/*}" ] || [ -e "$file" ]; then continue; fi
@@ -195,7 +202,10 @@ printf '%s\n' "$files" | while IFS= read -r file; do
   echo "$member: $file was missing after pg_rewind, and is there again"
 done
 STEP
-  } | on "$1"
+    } | on "$member" || return 1
+  done 3<<LIST
+$(everyone)
+LIST
 }
 
 old_cluster() {
@@ -688,8 +698,6 @@ old state; look at Patroni's log on $member, then run this again"
     streams "$member" || stop "$member is still being cloned, or that failed. The cluster serves the old state; \
 watch patronictl list, and run this again when it streams"
   fi
-  complete "$member" || stop "a database's folder may lack its PG_VERSION on $member (above: why), and nobody can \
-connect to it there. The cluster serves the old state; run this again"
   echo "$member streams"
 done 3<<LIST
 $(others)
@@ -710,6 +718,8 @@ while IFS= read -r member <&3; do
 done 3<<LIST
 $(everyone)
 LIST
+complete || stop "a database's folder may lack its PG_VERSION on a member (above: why), and nobody can connect to it \
+there. All members serve the old state; mend that, then run this again"
 if ! on "$held" <<'STEP'
 if [ -d "$config" ]; then rm -f -- "$config/@HOLD_FILE@"
 elif grep -qsE "$owners_tag" "$config.bluegreen-original"; then cp -p -- "$config.bluegreen-original" "$config"; fi
@@ -727,7 +737,14 @@ while IFS= read -r member <&3; do
   up "$member" || continue
   if ! on "$member" <<'STEP'
 for file in "$config".bluegreen-*; do
-  if [ "$file" != "$config.bluegreen-journal" ]; then rm -rf -- "$file"; fi
+  case $file in
+    "$config.bluegreen-journal") ;;
+    "$config.bluegreen-log")
+      if [ "/proc/$(head -n 1 "$data/postmaster.pid")/fd/2" -ef "$file" ]; then
+        echo "$member was started outside Patroni's service, and logs to $file until patronictl restarts it"
+      else rm -f -- "$file"; fi ;;
+    *) rm -rf -- "$file" ;;
+  esac
 done
 rm -f -- "$config.bluegreen-journal"
 STEP

@@ -154,9 +154,15 @@ fi
 
 
 def restore_original(path: str) -> str:
-    """Put the configuration's kept original back, byte for byte."""
+    """Put the configuration's kept original back, byte for byte, and keep it: a link needs no space on a full disk."""
     return script(
-        f'if [ -e "$config{ORIGINAL}" ]; then mv -f -- "$config{ORIGINAL}" "$(readlink -f -- "$config")"; fi\n',
+        f"""
+original="$config{ORIGINAL}" real=$(readlink -f -- "$config")
+if [ -e "$original" ] && ! [ "$original" -ef "$real" ]; then
+  ln -f -- "$original" "$real.bluegreen-new" 2>/dev/null || cp -p -- "$original" "$real.bluegreen-new"
+  mv -f -- "$real.bluegreen-new" "$real"
+fi
+""",
         config=path,
     )
 
@@ -610,16 +616,28 @@ test ! -e "$config{ASIDE}"
 
 
 def restore_clean(path: str) -> str:
-    """Put what the owner has written back in its place; print whether there was something to put back."""
+    """Put what the owner has written back in its place, where something else stands there."""
     return script(
         f"""
 if [ -d "$config" ]; then
-  if [ -e "$config/{HOLD_FILE}" ]; then rm -f -- "$config/{HOLD_FILE}"; echo yes | section restored; fi
+  rm -f -- "$config/{HOLD_FILE}"
 elif [ -e "$config{CLEAN}" ]; then
-  base64 < "$config{CLEAN}" | put "$config"; rm -f -- "$config{CLEAN}"; echo yes | section restored
+  base64 < "$config{CLEAN}" | put "$config"; rm -f -- "$config{CLEAN}"
 fi
 """,
         config=path,
+    )
+
+
+def logs_to(data_dir: str, path: str) -> str:
+    """Print whether the server that runs on a data directory writes its standard error to a file."""
+    return script(
+        """
+pid=$(head -n 1 "$data/postmaster.pid" 2>/dev/null || true)
+if [ -n "$pid" ] && [ "/proc/$pid/fd/2" -ef "$log" ]; then echo yes | section used; fi
+""",
+        data=data_dir,
+        log=path,
     )
 
 

@@ -9,12 +9,14 @@ from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
+from bluegreen.hooks.databases import complete_databases
 from bluegreen.hooks.hold import check_released, check_tags
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.leadership import continues_branch, look_at_leader, restore_dynamic_config
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, owner_of, require_lock
 from bluegreen.recovery.history import history_name
+from bluegreen.topology import kept_out_of_elections
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -65,6 +67,7 @@ class CloseCheckpointOperator(BluegreenOperator):
             check_released(hook, checkpoint)
         else:
             _check_histories(hook, survey, checkpoint, members)
+            complete_databases(hook, survey, checkpoint, members)
         result: dict[str, Any] = {
             "closed": not down,
             "members": hook.member_states(hook.patroni.topology()),
@@ -79,7 +82,14 @@ class CloseCheckpointOperator(BluegreenOperator):
             return result
         if checkpoint.phase is Phase.TAKEN_OVER:
             warnings += _restore_owners_tag(hook, checkpoint)
-        remove_journals(hook, checkpoint, set(members))
+        keep = _log_in_use(hook, survey, checkpoint)
+        if keep:
+            warnings.append(
+                f"{checkpoint.held}: its server was started outside Patroni's service, and logs to "
+                f"{hook.nodes[checkpoint.held].config_path}{shell.LOG} until it is restarted. Restart it with "
+                "patronictl restart when that does no harm, then remove that file"
+            )
+        remove_journals(hook, checkpoint, set(members), keep=keep)
         return result
 
 
@@ -110,13 +120,23 @@ def _check_histories(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, 
         )
 
 
+def _log_in_use(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[str]:
+    """Return the ending of the recovery's log where the server still writes there, as one without a collector does."""
+    node = hook.nodes[checkpoint.held]
+    data_dir = survey.states[checkpoint.held].config.data_dir
+    said = node.done(shell.logs_to(data_dir, node.config_path + shell.LOG), "looking where the server logs to")
+    return [shell.LOG] if "used" in said.sections() else []
+
+
 def _restore_owners_tag(hook: ClusterHook, checkpoint: Checkpoint) -> list[str]:
     """Give the new leader the configuration that its owner wrote, where it ran without its tag."""
     node, address = hook.nodes[checkpoint.held], checkpoint.members[checkpoint.held]
-    if "restored" not in node.done(shell.restore_clean(node.config_path), "restoring the owner's tag").sections():
-        return []
-    hook.patroni.reload(address.api_url)
+    node.done(shell.restore_clean(node.config_path), "restoring the owner's tag")
     tags = node.state().config.tags
+    if not kept_out_of_elections(tags):
+        return []
+    # Also where an earlier try has put the file back: whether Patroni read it is not known.
+    hook.patroni.reload(address.api_url)
     wanted = {name: tags[name] for name in ("nofailover", "failover_priority") if name in tags}
     wait_until(partial(check_tags, hook.patroni, address.api_url, wanted), seconds=TAG_SECONDS)
     if hook.patroni.topology().leader.name != checkpoint.held:

@@ -16,6 +16,7 @@ from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_host_down
 from bluegreen.operators.base import BluegreenOperator, deployment_of, is_running, lock_cluster
 from bluegreen.operators.rejoin import ASKED_FOR, check_how, why_no_rewind, why_rewind
+from bluegreen.recovery.versions import ServerVersion
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -120,7 +121,8 @@ class PlanRollbackOperator(BluegreenOperator):
         discarded: dict[str, Any] = {}
         if not checkpoint.past_no_return:
             if how == "rewind":
-                _all_can_be_rewound(survey, data, [name for name in members if name != checkpoint.held])
+                others = [name for name in members if name != checkpoint.held]
+                _all_can_be_rewound(survey, data, others, ServerVersion(checkpoint.server_version_num))
             warnings += self._would_work(hook, survey, checkpoint, data)
             discarded, more = _discarded(hook, survey, checkpoint)
             warnings += more
@@ -201,11 +203,12 @@ class PlanRollbackOperator(BluegreenOperator):
         leaders = {member.name for member in survey.topology.members if member.is_leader} if survey.topology else set()
         leaders = (leaders or {checkpoint.leader}) - {checkpoint.held} - down
         others = [name for name in checkpoint.others if name not in down]
+        version = ServerVersion(checkpoint.server_version_num)
         over = checkpoint.phase is Phase.TAKEN_OVER
         done = checkpoint.past_no_return and not survey.states[checkpoint.held].aside
         parts = {checkpoint.held: "recovers to the mark and becomes the leader"}
         for name in others:
-            reason = why_no_rewind(data[name], survey.states[name])
+            reason = why_no_rewind(data[name], survey.states[name], version)
             if how == "rewind" and reason:
                 parts[name] = f"cannot be rewound ({reason})"
             elif how == "reclone" or reason:
@@ -273,8 +276,10 @@ def _members_down(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, dow
         )
 
 
-def _all_can_be_rewound(survey: Survey, data: dict[str, DataDirectory], others: list[str]) -> None:
-    reasons = {name: reason for name in others if (reason := why_no_rewind(data[name], survey.states[name]))}
+def _all_can_be_rewound(
+    survey: Survey, data: dict[str, DataDirectory], others: list[str], version: ServerVersion
+) -> None:
+    reasons = {name: reason for name in others if (reason := why_no_rewind(data[name], survey.states[name], version))}
     if reasons:
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise RefusedError(f"rejoin = rewind is not possible ({listed}); use rejoin = auto or reclone")

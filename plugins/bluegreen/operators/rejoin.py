@@ -12,6 +12,7 @@ from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.clusters import MAX_REWIND_TIMEOUT_SECONDS
 from bluegreen.exceptions import BluegreenError, FailedForNowError, OutcomeUnknownError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
+from bluegreen.hooks.databases import complete_databases
 from bluegreen.hooks.leadership import (
     Leader,
     continues_branch,
@@ -77,7 +78,10 @@ class RejoinMemberOperator(BluegreenOperator):
         survey.require([self.member, checkpoint.held])
         node, state = hook.nodes[self.member], survey.states[self.member]
         leader = self._leader(hook, survey, checkpoint)
+        survey.require([leader.name])
+        whole = {leader.name, checkpoint.held, self.member}
         if leader.name == self.member:
+            complete_databases(hook, survey, checkpoint, whole)
             return {"member": self.member, "rejoined_by": ALREADY_BACK}
         if not state.aside:
             if is_being_cloned(survey.topology, self.member):
@@ -90,11 +94,11 @@ class RejoinMemberOperator(BluegreenOperator):
                 self.log.info("%s is started but not back: %s", self.member, error)
             else:
                 # Its Patroni may have rewound it.
-                self._complete_databases(hook, survey, checkpoint, leader)
+                complete_databases(hook, survey, checkpoint, whole)
                 return back
         address = checkpoint.members[self.member]
         found = stop_member(hook.patroni, node, address)
-        reason = why_no_rewind(found, state)
+        reason = why_no_rewind(found, state, ServerVersion(checkpoint.server_version_num))
         if how == "rewind" and reason:
             raise RefusedError(f"{node.where}: cannot be rewound: {reason}. Use rejoin = reclone")
         if how != "reclone" and not reason:
@@ -168,7 +172,7 @@ class RejoinMemberOperator(BluegreenOperator):
                 timeout_seconds=seconds + 10,
             )
             self.log.info("%s: %s", self.member, " ".join(result.output.split())[-300:])
-        self._complete_databases(hook, survey, checkpoint, leader)
+        complete_databases(hook, survey, checkpoint, {leader.name, checkpoint.held, self.member})
 
     def _recover_crashed(
         self, node: NodeHook, state: NodeState, found: DataDirectory, version: ServerVersion, *, seconds: int
@@ -194,21 +198,6 @@ class RejoinMemberOperator(BluegreenOperator):
             "recovering the server from its crash, before pg_rewind",
             timeout_seconds=2 * seconds + 10,
         )
-
-    def _complete_databases(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, leader: Leader) -> None:
-        """Put back what ``pg_rewind`` leaves out of databases that the deployment had dropped."""
-        if not ServerVersion(checkpoint.server_version_num).rewind_skips_version_files:
-            return
-        here = self.member
-        there = hook.nodes[leader.name].done(
-            shell.version_files(survey.states[leader.name].config.data_dir), "listing the databases' folders"
-        )
-        files = there.sections()["files"].splitlines()
-        added = hook.nodes[here].done(
-            shell.add_version_files(survey.states[here].config.data_dir, files), "completing the databases' folders"
-        )
-        if added.output.strip():
-            self.log.info("%s: pg_rewind had left out %s", here, ", ".join(added.output.split()))
 
     def _reclone(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[str]:
         node, state = hook.nodes[self.member], survey.states[self.member]
@@ -286,10 +275,12 @@ def check_how(value: object) -> str:
     return str(value)
 
 
-def why_no_rewind(found: DataDirectory, state: NodeState) -> str:
-    """Return why ``pg_rewind`` is not possible on a stopped member, or an empty text."""
+def why_no_rewind(found: DataDirectory, state: NodeState, version: ServerVersion) -> str:
+    """Return why ``pg_rewind`` is not possible, or not safe, on a stopped member, or an empty text."""
     if "pg_rewind" not in found.programs:
         return f"no pg_rewind in {found.bin_dir!r}"
+    if version.rewind_overlooks_standbys:
+        return "pg_rewind of a PostgreSQL from before February 2021 leaves discarded pages on a standby"
     try:
         if not _tracks_hint_bits(found):
             return "neither data checksums nor wal_log_hints are on"

@@ -198,14 +198,14 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
     node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
     require_in_place(node, state)
     again = checkpoint.phase is Phase.RELEASING
-    if again and is_being_cloned(survey.topology, checkpoint.held):
-        return []
+    cloned = again and is_being_cloned(survey.topology, checkpoint.held)
     if not again:
         checkpoint = checkpoint.advanced(Phase.RELEASING)
         hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
     warnings: list[str] = []
     if checkpoint.hold is not None:
-        since = _position_before(hook, checkpoint, seconds=ANSWERS_AGAIN_SECONDS if again else ANSWERS_SECONDS)
+        seconds = ANSWERS_AGAIN_SECONDS if again else ANSWERS_SECONDS
+        since = None if cloned else _position_before(hook, checkpoint, seconds=seconds)
         clean, warning = clean_text(node, state, checkpoint.hold)
         if state.folder:
             node.done(
@@ -216,9 +216,11 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
         else:
             warnings.append(warning)
             node.done(shell.replace_files({node.config_path: clean}), "taking the hold out of Patroni's configuration")
-            node.done(shell.remove_files(node.config_path + shell.ORIGINAL), "removing the kept original")
+        # The original stays until the journal goes: only by it can a second try tell the owner's settings from ours.
         address = checkpoint.members[checkpoint.held]
         hook.patroni.reload(address.api_url)
+        if cloned:
+            return warnings
         if checkpoint.hold.mechanism is HoldMechanism.REPLAY_PAUSE:
             hook.sql_of(checkpoint, checkpoint.held).rows("resume_replay")
         wait_until(partial(check_released, hook, checkpoint), seconds=TAKES_EFFECT_SECONDS)

@@ -89,6 +89,16 @@ class ServerVersion:
         return self.num >= 130000
 
     @property
+    def rewind_overlooks_standbys(self) -> bool:
+        """Before February 2021 ``pg_rewind`` read a standby's WAL only up to its last checkpoint record.
+
+        Pages that it changed later keep what is discarded. Mended in 9.6.21, 10.16, 11.11, 12.6 and 13.2, and in 14
+        from the start ("Fix pg_rewind bugs when rewinding a standby server", December 2020).
+        """
+        fixed = {9.6: 90621, 10: 100016, 11: 110011, 12: 120006, 13: 130002}
+        return self.num < fixed.get(self.major, 0)
+
+    @property
     def rewind_skips_version_files(self) -> bool:
         """Before 14 ``pg_rewind`` copies no file of the name PG_VERSION, not even one that its target lacks.
 

@@ -28,6 +28,14 @@ def test_what_differs_by_version(name: str, expected: list[int]) -> None:
     assert _since(name) == expected
 
 
+def test_a_rewind_overlooks_standbys_in_old_minor_releases() -> None:
+    for fixed in (90621, 100016, 110011, 120006, 130002):
+        assert ServerVersion(fixed - 1).rewind_overlooks_standbys
+        assert not ServerVersion(fixed).rewind_overlooks_standbys
+    assert not [num for num in ALL if ServerVersion(num).rewind_overlooks_standbys]
+    assert not ServerVersion(140000).rewind_overlooks_standbys
+
+
 def test_wal_was_called_xlog_before_10() -> None:
     assert (ServerVersion(90624).wal_directory, ServerVersion(90624).waldump) == ("pg_xlog", "pg_xlogdump")
     for num in ALL[1:]:

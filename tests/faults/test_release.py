@@ -1,0 +1,48 @@
+"""A release that is tried again: what its first try has put back is the owner's, and stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lab.standalone import Airflow
+from tests.cluster.scene import Scene, wait_for
+from tests.cluster.test_proof import edit_yaml
+from tests.cluster.verdict import look, verdict
+from tests.faults import damage
+from tests.faults.breakpoints import Breakpoints
+from tests.faults.cases import Case
+from tests.faults.conftest import Stage
+from tests.faults.play import broken_run
+
+
+@pytest.mark.whole
+def test_the_owners_settings_that_are_the_holds_too_survive_a_second_release(
+    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path
+) -> None:
+    stage.keeper.reset()
+    lab = stage.lab
+    scene = Scene(lab, stage.airflow, look(lab))
+    held = scene.third
+    edit_yaml(lab, held, "nofailover: false", "nofailover: true")
+    edit_yaml(
+        lab, held, '    logging_collector: "on"\n', '    logging_collector: "on"\n    hot_standby_feedback: "off"\n'
+    )
+    wait_for("the tag", lambda: (lab.patroni(held) or {}).get("tags", {}).get("nofailover"))
+    scene.fresh = look(lab)
+    path = lab.nodes[held].patroni_config
+    owners = path.read_text()
+    scene.checkpoint(standby=held)
+    deployed = scene.deploy_badly()
+    path.write_text(path.read_text() + "# looked at during the hold\n")
+
+    case = Case("resume", "release", "after", damage.task_killed)
+    run_id = broken_run(case, damage.Place(scene, points, held, tmp_path, stoppable))
+
+    report = scene.airflow.xcom("bluegreen_resume", run_id, "report") or {}
+    assert report.get("result") == "resumed", report
+    assert path.read_text() == owners + "# looked at during the hold\n"
+    was = scene.fresh.members[held]
+    assert was.yaml
+    was.yaml = (path.read_bytes(), *was.yaml[1:])
+    verdict(lab, before=scene.fresh, rows=deployed)
