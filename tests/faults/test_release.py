@@ -34,14 +34,15 @@ def test_the_owners_settings_that_are_the_holds_too_survive_a_second_release(
     owners = path.read_text()
     scene.checkpoint(standby=held)
     deployed = scene.deploy_badly()
-    path.write_text(path.read_text() + "# looked at during the hold\n")
+    note = "# looked at during the hold\n"
+    path.write_text(note + path.read_text())
 
     case = Case("resume", "release", "after", damage.task_killed)
     run_id = broken_run(case, damage.Place(scene, points, held, tmp_path, stoppable))
 
     report = scene.airflow.xcom("bluegreen_resume", run_id, "report") or {}
     assert report.get("result") == "resumed", report
-    assert path.read_text() == owners + "# looked at during the hold\n"
+    assert path.read_text() == note + owners
     was = scene.fresh.members[held]
     assert was.yaml
     was.yaml = (path.read_bytes(), *was.yaml[1:])
