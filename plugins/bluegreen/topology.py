@@ -122,7 +122,7 @@ class Topology:
 
 
 def is_being_cloned(topology: Topology | None, member: str) -> bool:
-    """Tell whether Patroni makes a member anew; it does so only once no hold is left in its configuration."""
+    """Tell whether Patroni makes a member anew, one that does not say that it is held."""
     members = topology.members if topology else ()
     return any(one.name == member and one.state == _CLONING and "bluegreen_id" not in one.tags for one in members)
 
