@@ -66,6 +66,29 @@ def test_a_standby_that_may_never_lead_leads_after_a_rollback_and_its_tag_is_the
     assert "nofailover: true" in scene.lab.nodes[name].patroni_config.read_text()
 
 
+def test_the_log_of_a_leader_without_a_collector_stays_until_it_is_restarted(scene: Scene) -> None:
+    """The server that recovers writes to our file, as whoever started it left its standard error."""
+    lab = scene.lab
+    held = min(set(lab.names) - {scene.leader})
+    with while_down(lab, held):
+        edit_yaml(lab, held, 'logging_collector: "on"', 'logging_collector: "off"')
+    settled(scene)
+    scene.checkpoint(standby=held)
+    scene.deploy_badly()
+
+    warnings = scene.rollback()["warnings"]
+
+    path = lab.nodes[held].patroni_config
+    log = path.with_name(f"{path.name}.bluegreen-log")
+    assert [line for line in warnings if str(log) in line and "patronictl restart" in line], warnings
+    assert log.samefile(f"/proc/{lab.postmaster(held)}/fd/2")
+    lab.patronictl("restart", lab.name, held, "--force").check_returncode()
+    wait_for("it is restarted", lambda: not log.samefile(f"/proc/{lab.postmaster(held)}/fd/2"))
+    log.unlink()
+    lab.wait_healthy(60)
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=held, after_xid=scene.xid)
+
+
 # Permanent slots
 
 
