@@ -69,11 +69,10 @@ def test_a_standby_that_may_never_lead_leads_after_a_rollback_and_its_tag_is_the
 def test_the_log_of_a_leader_without_a_collector_stays_until_it_is_restarted(scene: Scene) -> None:
     """The server that recovers writes to our file, as whoever started it left its standard error."""
     lab = scene.lab
-    held = min(set(lab.names) - {scene.leader})
-    with while_down(lab, held):
-        edit_yaml(lab, held, 'logging_collector: "on"', 'logging_collector: "off"')
+    while_down(lab, lambda name: edit_yaml(lab, name, 'logging_collector: "on"', 'logging_collector: "off"'))
     settled(scene)
-    scene.checkpoint(standby=held)
+    scene.checkpoint()
+    held = scene.held
     scene.deploy_badly()
 
     warnings = scene.rollback()["warnings"]
