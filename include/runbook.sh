@@ -740,7 +740,9 @@ for file in "$config".bluegreen-*; do
   case $file in
     "$config.bluegreen-journal") ;;
     "$config.bluegreen-log")
-      if [ "/proc/$(head -n 1 "$data/postmaster.pid")/fd/2" -ef "$file" ]; then
+      pid=$(head -n 1 -- "$data/postmaster.pid")
+      if [ ! -e "/proc/$pid/fd/2" ]; then fail "$member: where server $pid logs to cannot be seen"; fi
+      if [ "/proc/$pid/fd/2" -ef "$file" ]; then
         echo "$member was started outside Patroni's service, and logs to $file until patronictl restarts it"
       else rm -f -- "$file"; fi ;;
     *) rm -rf -- "$file" ;;

@@ -630,11 +630,17 @@ fi
 
 
 def logs_to(data_dir: str, path: str) -> str:
-    """Print whether the server that runs on a data directory writes its standard error to a file."""
+    """Print whether the server that runs on a data directory writes its standard error to a file, if that is there.
+
+    It fails where that cannot be told.
+    """
     return script(
         """
-pid=$(head -n 1 "$data/postmaster.pid" 2>/dev/null || true)
-if [ -n "$pid" ] && [ "/proc/$pid/fd/2" -ef "$log" ]; then echo yes | section used; fi
+if [ -e "$log" ]; then
+  pid=$(head -n 1 -- "$data/postmaster.pid")
+  if [ ! -e "/proc/$pid/fd/2" ]; then echo "where server $pid of $data logs to cannot be seen" >&2; exit 46; fi
+  if [ "/proc/$pid/fd/2" -ef "$log" ]; then echo yes | section used; fi
+fi
 """,
         data=data_dir,
         log=path,

@@ -229,6 +229,23 @@ def test_the_original_behind_a_link_comes_back_to_where_the_link_leads(here: Pat
     assert tree(here) == {"patroni.yml": b"-> real.yml", "real.yml": b"original", kept: b"original"}
 
 
+def test_whether_a_server_logs_to_a_file_is_told_or_the_script_fails(here: Path) -> None:
+    log, pid = here / "log", here / "postmaster.pid"
+    script = shell.logs_to(str(here), str(log))
+    # without the file nobody has to be asked
+    assert "used" not in ok(script, cwd=here).sections()
+    log.touch()
+    assert run(script, cwd=here).status != 0
+    for text in ("", "999999999\n"):
+        pid.write_text(text)
+        assert run(script, cwd=here).status != 0
+    for stderr in (log.open("a"), subprocess.DEVNULL):
+        with subprocess.Popen(["sleep", "30"], stderr=stderr) as server:
+            pid.write_text(f"{server.pid}\n")
+            assert ("used" in ok(script, cwd=here).sections()) == (stderr is not subprocess.DEVNULL)
+            server.kill()
+
+
 def test_removing_takes_what_is_named_and_nothing_else(here: Path) -> None:
     for name in ("a b", "a", "b", "-rf", "c"):
         (here / name).write_text("x")
