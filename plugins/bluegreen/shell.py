@@ -154,12 +154,15 @@ fi
 
 
 def restore_original(path: str) -> str:
-    """Put the configuration's kept original back, byte for byte, and keep it: a link needs no space on a full disk."""
+    """Put the configuration's kept original back, byte for byte, and keep it.
+
+    Only a full disk gets a link: through one, whoever writes over the file in its place changes what is kept.
+    """
     return script(
         f"""
 original="$config{ORIGINAL}" real=$(readlink -f -- "$config")
 if [ -e "$original" ] && ! [ "$original" -ef "$real" ]; then
-  ln -f -- "$original" "$real.bluegreen-new" 2>/dev/null || cp -p -- "$original" "$real.bluegreen-new"
+  cp -p -- "$original" "$real.bluegreen-new" 2>/dev/null || ln -f -- "$original" "$real.bluegreen-new"
   mv -f -- "$real.bluegreen-new" "$real"
 fi
 """,

@@ -213,6 +213,9 @@ def test_the_first_original_is_kept_and_comes_back_byte_for_byte(here: Path) -> 
     assert {found.name for found in here.iterdir()} == {"patroni.yml", kept.name}
     ok(shell.restore_original(str(path)), cwd=here)
     assert path.read_bytes() == original == kept.read_bytes()
+    # nor does one who writes over the file in its place change what is kept
+    path.write_text("held by a person")
+    assert kept.read_bytes() == original
     # a hold that comes anew leaves it alone
     ok(shell.replace_files({str(path): "held again"}), cwd=here)
     assert kept.read_bytes() == original

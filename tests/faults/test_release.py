@@ -11,9 +11,11 @@ from tests.cluster.test_proof import edit_yaml
 from tests.cluster.verdict import look, verdict
 from tests.faults import damage
 from tests.faults.breakpoints import Breakpoints
-from tests.faults.cases import Case
+from tests.faults.cases import Break, Case
 from tests.faults.conftest import Stage
 from tests.faults.play import broken_run
+
+CLONE_SECONDS = 90
 
 
 @pytest.mark.whole
@@ -47,3 +49,40 @@ def test_the_owners_settings_that_are_the_holds_too_survive_a_second_release(
     assert was.yaml
     was.yaml = (path.read_bytes(), *was.yaml[1:])
     verdict(lab, before=scene.fresh, rows=deployed)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("written_over", [False, True])
+def test_undo_tried_again_while_the_standby_is_cloned_leaves_no_hold(
+    stage: Stage, points: Breakpoints, stoppable: Airflow, tmp_path: Path, written_over: bool
+) -> None:
+    scene = stage.set("checkpoint")
+    lab, held, calls = scene.lab, scene.held, tmp_path / "calls"
+    yaml = lab.nodes[held].patroni_config
+    owners, kept = yaml.read_text(), dict[str, bytes]()
+
+    def no_mark(place: damage.Place) -> damage.Mend:
+        kept["with the hold"] = yaml.read_bytes()
+        return damage.right_taken_away(place)
+
+    def cloned(place: damage.Place) -> damage.Mend:
+        """A person reloads before undo does, and has the standby made anew; then undo dies."""
+        mend = damage.slow_clone(place, calls, seconds=CLONE_SECONDS)
+        lab.http.post(f"{lab.nodes[held].rest}/reload").raise_for_status()
+        wait_for("the reload", lambda: "bluegreen_id" not in (lab.patroni(held) or {"tags": "bluegreen_id"})["tags"])
+        if written_over:
+            yaml.write_bytes(kept["with the hold"])
+        lab.patronictl("reinit", lab.name, held, "--force", node=scene.leader).check_returncode()
+        wait_for("the clone", lambda: calls.read_text())
+        damage.task_killed(place)
+        return mend
+
+    case = Case("checkpoint", "undo", "during", cloned, first=Break("mark", "before", no_mark, "leader"))
+    run_id = broken_run(case, damage.Place(scene, points, held, tmp_path, stoppable))
+
+    report = scene.airflow.xcom("bluegreen_checkpoint", run_id, "report") or {}
+    assert "The hold was released again" in report["message"], report
+    assert calls.read_text().split() == ["begun"], "the clone was begun again"
+    assert yaml.read_text() == owners
+    verdict(lab, before=scene.fresh, rows=scene.rows, seconds=120)
+    assert scene.locks() == []
