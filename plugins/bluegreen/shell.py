@@ -163,6 +163,7 @@ def restore_original(path: str) -> str:
 original="$config{ORIGINAL}" real=$(readlink -f -- "$config")
 if [ -e "$original" ] && ! [ "$original" -ef "$real" ]; then
   cp -p -- "$original" "$real.bluegreen-new" 2>/dev/null || ln -f -- "$original" "$real.bluegreen-new"
+  sync -- "$real.bluegreen-new"
   mv -f -- "$real.bluegreen-new" "$real"
 fi
 """,
