@@ -323,8 +323,8 @@ def slow_server(place: Place, *, seconds: int = 8, mode: str = "") -> Mend:
     return _covered(place, path, _as_itself(place, path, slow))
 
 
-def slow_clone(place: Place, calls: Path, *, seconds: int) -> Mend:
-    """A clone of the member takes long.
+def slow_clone(place: Place, calls: Path, *, seconds: int = 90) -> Mend:
+    """A clone of the member takes long: a task that died is tried again meanwhile.
 
     :param calls: gets a line for each that is begun.
     """

@@ -12,8 +12,6 @@ from tests.faults import damage
 from tests.faults.breakpoints import Breakpoints
 from tests.faults.conftest import Stage
 
-CLONE_SECONDS = 90
-
 
 @pytest.mark.whole
 def test_a_clone_goes_on_where_the_task_that_began_it_died(
@@ -21,7 +19,7 @@ def test_a_clone_goes_on_where_the_task_that_began_it_died(
 ) -> None:
     scene = stage.set("rollback")
     lab, third, calls = scene.lab, scene.third, tmp_path / "calls"
-    mend = damage.slow_clone(damage.Place(scene, points, third, tmp_path, stoppable), calls, seconds=CLONE_SECONDS)
+    mend = damage.slow_clone(damage.Place(scene, points, third, tmp_path, stoppable), calls)
     try:
         run_id = scene.trigger("rollback", **scene.rollback_conf(rejoin="reclone"))
         wait_for(f"{third} is being cloned", lambda: calls.read_text(), seconds=200)

@@ -15,8 +15,6 @@ from tests.faults.cases import Break, Case
 from tests.faults.conftest import Stage
 from tests.faults.play import broken_run
 
-CLONE_SECONDS = 90
-
 
 @pytest.mark.whole
 def test_the_owners_settings_that_are_the_holds_too_survive_a_second_release(
@@ -67,7 +65,7 @@ def test_undo_tried_again_while_the_standby_is_cloned_leaves_no_hold(
 
     def cloned(place: damage.Place) -> damage.Mend:
         """A person reloads before undo does, and has the standby made anew; then undo dies."""
-        mend = damage.slow_clone(place, calls, seconds=CLONE_SECONDS)
+        mend = damage.slow_clone(place, calls)
         lab.http.post(f"{lab.nodes[held].rest}/reload").raise_for_status()
         wait_for("the reload", lambda: "bluegreen_id" not in (lab.patroni(held) or {"tags": "bluegreen_id"})["tags"])
         if written_over:
