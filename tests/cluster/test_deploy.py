@@ -59,6 +59,7 @@ def test_a_check_with_a_large_answer_does_not_fill_the_memory(clean: Scene) -> N
 
 def test_a_command_finds_the_primary_and_its_failure_rolls_back(scene: Scene) -> None:
     command = (
+        "env | grep -E '^_?AIRFLOW_' | grep -vE '^AIRFLOW_(HOME=|CTX_)' && exit 4; "
         "psql -X -v ON_ERROR_STOP=1 -c 'set role release; create table by_command as select 1 as i' && "
         "psql -XAtc 'select not pg_is_in_recovery()' | grep -qx t && exit 3"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DEPLOYMENT_HOURS = 12
 DECISIONS = ("auto", "ask")
 CHILDREN = ("checkpoint", "resume", "rollback")
+# of the worker's environment; the last begins what the official image is told of its first user
+HIDDEN = ("AIRFLOW_", "PG", "_AIRFLOW_")
 
 
 class PlanDeploymentOperator(BluegreenOperator):
@@ -144,12 +146,7 @@ class RunDeploymentOperator(PlanDeploymentOperator):
             passfile.touch(mode=0o600)
             password = (connection.password or "").replace("\\", "\\\\").replace(":", "\\:")
             passfile.write_text(f"{host}:{port}:*:*:{password}\n")
-            environment = {
-                name: value
-                for name, value in os.environ.items()
-                if not name.startswith(("AIRFLOW_CONN_", "AIRFLOW__", "PG"))
-            }
-            environment |= {
+            environment = command_environment(os.environ) | {
                 "PGHOST": host,
                 "PGPORT": str(port),
                 "PGUSER": connection.login or "",
@@ -205,6 +202,15 @@ class RunChecksOperator(PlanDeploymentOperator):
                         f"{str(values)[:100]}{' and perhaps more' if len(values) > 1 else ''}"
                     )
         return {"passed": len(found.checks)}
+
+
+def command_environment(worker: Mapping[str, str]) -> dict[str, str]:
+    """What a deployment's command gets of its worker's environment: nothing of Airflow's that may hold a secret.
+
+    :param worker: all of it; connections, variables and settings of Airflow can stand there.
+    """
+    kept = ("AIRFLOW_HOME", "AIRFLOW_CTX_")
+    return {name: value for name, value in worker.items() if name.startswith(kept) or not name.startswith(HIDDEN)}
 
 
 def find_deployment(cluster: Cluster, name: Any, command: Any, sql: Any, checks: Any) -> Deployment:
