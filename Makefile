@@ -65,22 +65,24 @@ bench: lab ## measure checkpoint and rollback on the lab
 docker: install ## Docker Engine, where none runs and it may be installed
 	@bash scripts/docker.sh
 
-compose-base: docker ## the image that the others begin with: pulled, else made from Debian's packages
+compose-base: docker ## the image that the others begin with: pulled, else made from Debian's packages; REFRESH=1 anew
 	@bash scripts/base_image.sh
 
-compose-up: compose-base ## the production-like stack; PROFILES=lab,celery PORT=8080 choose
+compose-up: compose-base ## the production-like stack; PROFILES=lab,celery PORT=8080 choose, REFRESH=1 builds anew
 	@$(PYTHON) -m lab.compose up
 
 compose-demo: compose-up ## the two deployments on it, while a client writes through HAProxy
 	@$(PYTHON) -m lab.compose demo
 
 compose-down: install ## stop it; VOLUMES=1 removes its data, keys and secrets too
-	@$(PYTHON) -m lab.compose down $(if $(VOLUMES),--volumes)
+	@$(PYTHON) -m lab.compose down $(if $(VOLUMES),--volumes) $(if $(FROM),--from "$(FROM)")
 
 test-compose: compose-base ## all that needs separate hosts, and the cluster tests, on a stack made anew
-	@PROFILES=lab,celery $(PYTHON) -m lab.compose fresh
-	@export LAB_RUN=compose/run BLUEGREEN_FAULTS=all; code=0; \
+	@end() { code=$$?; [ ! -e compose/run/made-by-tests ] || $(PYTHON) -m lab.compose down --volumes || code=1; exit $$code; }; \
+		trap end EXIT; trap "exit 130" INT TERM; code=0; \
+		PROFILES=lab,celery $(PYTHON) -m lab.compose fresh || exit; \
+		export LAB_RUN=compose/run BLUEGREEN_FAULTS=all; \
 		$(PYTHON) -m pytest tests/compose tests/cluster $(if $(CASES),-k "$(CASES)") || code=$$?; \
 		echo "The same Airflow with LocalExecutor"; \
-		PROFILES=lab $(PYTHON) -m lab.compose up && $(PYTHON) -m pytest -o cache_dir=.pytest_cache/local tests/compose/test_airflow.py || code=$$?; \
-		$(PYTHON) -m lab.compose down --volumes; exit $$code
+		PROFILES=lab $(PYTHON) -m lab.compose up --tests && $(PYTHON) -m pytest -o cache_dir=.pytest_cache/local tests/compose/test_airflow.py || code=$$?; \
+		exit $$code

@@ -238,12 +238,13 @@ class Lab:
         start = time.monotonic()
         while trouble := self.trouble():
             if time.monotonic() - start > timeout:
-                raise LabError(
-                    f"After {timeout:.0f} s: {'; '.join(trouble)}. Logs are in {self.info['directory']}/log; "
-                    f"`make lab-reset` puts the lab back to its first day"
-                )
+                raise LabError(f"After {timeout:.0f} s: {'; '.join(trouble)}. {self.where_to_look()}")
             time.sleep(0.2)
         return time.monotonic() - start
+
+    def where_to_look(self) -> str:
+        """Where a person finds what is wrong, and what helps."""
+        return f"Logs are in {self.info['directory']}/log; `make lab-reset` puts the lab back to its first day"
 
     def wait_leader(self, timeout: float = 60) -> str:
         """Wait until a member answers as the leader; return its name.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 
 import httpx
 import psycopg
@@ -26,37 +29,52 @@ def main() -> int:
     """Run one verb; a LabError is a sentence and exit code 1, or 3 where this machine cannot run the nodes."""
     parser = argparse.ArgumentParser(prog="python -m lab.compose", description="The stack of docker-compose.yaml.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("up", help="make the secrets, build, start, wait until all is healthy")
+    start = verbs.add_parser("up", help="make the secrets, build, start, wait until all is healthy")
+    start.add_argument("--tests", action="store_true", help="go on letting the tests throw it away")
     verbs.add_parser("check", help="see whether this machine can run its nodes")
     verbs.add_parser("demo", help="two deployments while a client writes through HAProxy")
     verbs.add_parser("fresh", help="remove it, start it from nothing, and keep its first state for the tests")
     down = verbs.add_parser("down", help="stop it")
     down.add_argument("--volumes", action="store_true", help="and remove all data, keys and secrets")
+    down.add_argument("--from", dest="folder", default="", help="also one that was started from this other folder")
     arguments = parser.parse_args()
     try:
-        if arguments.verb == "up":
-            up()
-        elif arguments.verb == "fresh":
-            fresh()
-        elif arguments.verb == "check":
+        if arguments.verb == "check":
             stack.check_machine()
-        elif arguments.verb == "down":
-            down_all(volumes=arguments.volumes)
-        else:
+        elif arguments.verb == "demo":
             from lab.compose import demo
 
             return demo.main()
+        else:
+            with alone():
+                if arguments.verb == "up":
+                    up(tests=arguments.tests)
+                elif arguments.verb == "fresh":
+                    fresh()
+                else:
+                    down_all(volumes=arguments.volumes, folder=arguments.folder)
     except LabError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"compose: {error}", markup=False)
         return 3 if isinstance(error, stack.CannotRunHere) else 1
     return 0
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let one call at a time change the stack; others wait."""
+    with (CHECKOUT / "docker-compose.yaml").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def fresh() -> None:
     """Start the stack from nothing, for the tests, and keep its first state.
 
-    :raises LabError: there is one that no test has made: its data are somebody's.
+    :raises LabError: there is one that no test has made: its data are somebody's; or the caller is not root.
     """
+    if os.getuid():
+        raise LabError("The tests keep the first state of the nodes, which root alone can read: run them as root")
+    stack.check_ours()
     if stack.exists() and not TESTS.exists():
         raise LabError(
             "There is a stack already, and the tests begin from nothing: make compose-down VOLUMES=1 ends it"
@@ -64,18 +82,23 @@ def fresh() -> None:
     down_all(volumes=True)
     RUN.mkdir(mode=0o700)
     TESTS.touch()
-    up()
+    up(tests=True)
     stack.ComposeLab.load(RUN).snapshot(FRESH)
 
 
-def up() -> None:
+def up(*, tests: bool = False) -> None:
     """Start everything and wait until it is healthy.
 
-    :raises LabError: when something is not in time, or compose/run belongs to another network.
+    :param tests: the tests may go on throwing it away; else it is its caller's from now on.
+    :raises LabError: when something is not in time, compose/run belongs to another network, or Docker runs the stack
+        of another folder.
     """
     begin = time.monotonic()
     place = Place.load()
+    stack.check_ours()
     write_all(place)
+    if not tests:
+        TESTS.unlink(missing_ok=True)
     if "lab" in place.profiles:
         stack.check_machine()
     console.print("Building the images")
@@ -130,12 +153,14 @@ def _leads(host: str) -> bool:
         return False
 
 
-def down_all(*, volumes: bool) -> None:
-    """Stop everything of the project, whatever profile or checkout it was started with.
+def down_all(*, volumes: bool, folder: str = "") -> None:
+    """Stop everything of the project, whatever profile it was started with; tasks get ten minutes to end.
 
     :param volumes: and remove all its data, keys and secrets.
-    :raises LabError: when something could not be stopped or removed.
+    :param folder: what was started from this other folder too; its secrets stay there.
+    :raises LabError: when something could not be stopped or removed, or is another folder's.
     """
+    stack.check_ours(folder)
     described = (RUN / "airflow.env").exists()
     if not described and not stack.exists():
         if volumes:
@@ -144,7 +169,7 @@ def down_all(*, volumes: bool) -> None:
         return
     if described:
         stack.compose("down", *(["--volumes"] if volumes else []), profiles=["lab", "celery"])
-    # what another checkout has started, or a start that was broken off
+    # what was started from the other folder, or a start that was broken off
     stack.remove("container", "network", *(["volume"] if volumes else []))
     if volumes:
         remove_run()

@@ -22,18 +22,25 @@ AFTERWARDS_SECONDS = 5
 
 
 class ComposeDemo(Demo):
-    """The same two deployments, and when each began and was reported done."""
+    """The same two deployments, and when each step of them began and ended."""
 
     def __init__(self, console: Console, lab: ComposeLab, client: AirflowClient) -> None:
         super().__init__(console, lab, client, RUN)
         self.spans: dict[str, tuple[float, float]] = {}
+        self.shown: dict[str, Deployment] = {}
         self.reports: dict[str, dict[str, Any]] = {}
 
     def _deploy(self, title: str, deployment: str) -> tuple[Deployment, dict[str, Any]]:
         begin = time.time()
         shown, report = super()._deploy(title, deployment)
         self.spans[deployment], self.reports[deployment] = (begin, time.time()), report
+        self.shown[deployment] = shown
         return shown, report
+
+    def moment(self, deployment: str, operation: str, task_id: str, what: str) -> float:
+        """When a task of a deployment began (``start_date``) or ended (``end_date``), in seconds since the epoch."""
+        (task,) = (one for one in self.shown[deployment].tasks[operation] if one["task_id"] == task_id)
+        return epoch(task[what])
 
     def _where(self, seconds: float) -> None:
         self.console.print(
@@ -62,15 +69,21 @@ def main() -> int:
     return 0
 
 
+def epoch(text: str) -> float:
+    """A moment as Airflow and the reports write it, in seconds since the epoch."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
 def _client(console: Console, demo: ComposeDemo, traffic: Traffic) -> str:
     """Print what the client has seen; return what it must not have seen."""
     begin, end = demo.spans["good"]
-    mark = datetime.fromisoformat(demo.reports["bad"]["checkpoint"]["taken_at"].replace("Z", "+00:00")).timestamp()
-    _, done = demo.spans["bad"]
+    mark = epoch(demo.reports["bad"]["checkpoint"]["taken_at"])
+    stopped = demo.moment("bad", "rollback", "stop", "start_date")
+    done = demo.moment("bad", "rollback", "report", "end_date")
     good = [one for one in traffic.writes if not one.error and begin <= one.begin <= end]
     console.print("\nWhat the client saw through HAProxy")
     console.print(f"  good deployment: {len(good)} writes, {len(traffic.errors(begin, end))} errors")
-    if errors := traffic.errors(0, mark):
+    if errors := [one for one in traffic.errors(0, stopped) if one.end < stopped]:
         return f"the client had errors before the rollback, the first: {errors[0]}"
     if not good:
         return "the client wrote nothing during the good deployment"

@@ -24,7 +24,9 @@ DATA_DIR, CONFIG = "/var/lib/postgresql/15/main", "/etc/patroni/config.yml"
 BIN_DIR = "/usr/lib/postgresql/15/bin"
 SSH_USER, SSH_PORT = "bluegreen", 22
 CLUSTERS = {"orders": {"n1": 11, "n2": 12, "n3": 13}, "billing": {"m1": 21, "m2": 22}}
+MOUNTED = ("dags", "plugins", "include", "compose/haproxy.cfg")
 ETCD_NODES = ("n1", "n2", "n3")
+NEIGHBOURS = ("localhost", "127.0.0.1", "api-server", "metadata", "redis", "haproxy")
 USERS = ("postgres", "replicator", "rewind_user", "bluegreen", "release")
 
 
@@ -90,6 +92,7 @@ def write_all(place: Place) -> None:
 
     :raises LabError: when the nodes have data of another network, whose addresses are in them.
     """
+    check_readable()
     RUN.mkdir(mode=0o700, exist_ok=True)
     if (RUN / "place.json").exists():
         before = json.loads((RUN / "place.json").read_text())["SUBNET"]
@@ -130,8 +133,24 @@ Host *
     write_private(RUN / "metadata.env", f"METADATA_PASSWORD={known['metadata']}\n")
     write_private(RUN / "redis.env", f"REDIS_PASSWORD={known['redis']}\n")
     write_private(RUN / "airflow.env", _env(container_environment(place, known)))
+    write_private(RUN / "api-server.env", _env(api_server_environment(known)))
     write_private(RUN / "passwords.json", json.dumps(_ui_passwords(known)))
     write_private(RUN / "lab.json", json.dumps(lab_json(place, known), indent=2) + "\n")
+
+
+def check_readable() -> None:
+    """See that the containers' users may read what is mounted from this checkout.
+
+    :raises LabError: when they may not, as after a checkout with a strict umask.
+    """
+    for name in MOUNTED:
+        for path in (CHECKOUT / name, *(CHECKOUT / name).rglob("*")):
+            wanted = 0o005 if path.is_dir() else 0o004
+            if not path.is_symlink() and path.stat().st_mode & wanted != wanted:
+                raise LabError(
+                    f"{path} may be read by its owner alone, and the containers' users are others: "
+                    f"chmod -R go+rX {' '.join(MOUNTED)}"
+                )
 
 
 def load_secrets() -> dict[str, str]:
@@ -328,7 +347,6 @@ def container_environment(place: Place, known: dict[str, str]) -> dict[str, str]
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
         "AIRFLOW__API__HOST": "0.0.0.0",
         "AIRFLOW__API__PORT": "8080",
-        "AIRFLOW_UI_PASSWORDS": json.dumps(_ui_passwords(known)),
         "AIRFLOW_CONN_LAB_POSTGRES": json.dumps(
             {"conn_type": "postgres", "login": "bluegreen", "password": known["bluegreen"], "schema": "app"}
         ),
@@ -347,6 +365,8 @@ def container_environment(place: Place, known: dict[str, str]) -> dict[str, str]
             }
         ),
         "BLUEGREEN_CLUSTERS": "/opt/airflow/registry/clusters.yaml",
+        # Docker gives containers the proxy of its own configuration, which knows none of these
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join((*NEIGHBOURS, *place.hosts.values()))),
     }
     if place.celery:
         values |= {
@@ -355,6 +375,11 @@ def container_environment(place: Place, known: dict[str, str]) -> dict[str, str]
             "AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER": "1",
         }
     return values
+
+
+def api_server_environment(known: dict[str, str]) -> dict[str, str]:
+    """What the web server alone gets: who may log in."""
+    return {"AIRFLOW_UI_PASSWORDS": json.dumps(_ui_passwords(known))}
 
 
 def _env(values: dict[str, str]) -> str:

@@ -20,8 +20,11 @@ from lab.config import CHECKOUT, LabError
 from lab.standalone import unhealthy
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
-BASE_IMAGE = "debian:bookworm-slim"
-PROJECT = "label=com.docker.compose.project=bluegreen"
+BASE_IMAGE = "bluegreen-base"
+NAME = "bluegreen"
+PROJECT = f"label=com.docker.compose.project={NAME}"
+# what Compose calls the folder from which a container was started
+FOLDER = "com.docker.compose.project.working_dir"
 WELL = ("running healthy", "exited 0")
 IMAGES = ("node", "services", "airflow")
 # as long as this file is there systemd does not start a killed Patroni again
@@ -62,7 +65,8 @@ def compose(*arguments: str, profiles: Iterable[str] | None = None) -> None:
     :raises LabError: when it fails; with what it said.
     """
     place = Place.load()
-    environment = {**os.environ, **place.environment, "COMPOSE_PROJECT_NAME": "bluegreen"}
+    environment = {**os.environ, **place.environment, "COMPOSE_PROJECT_NAME": NAME}
+    environment["BASE"] = BASE_IMAGE
     environment["COMPOSE_PROFILES"] = ",".join(place.profiles if profiles is None else profiles)
     command = [*compose_command(), "-f", str(CHECKOUT / "docker-compose.yaml"), *arguments]
     done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, text=True)
@@ -97,6 +101,7 @@ def build_images() -> None:
         name = f"bluegreen-{target}"
         network = os.environ.get("BUILD_NETWORK", "host")
         options = ["--network", network, "-f", "compose/Dockerfile", "--target", target, "-t", name]
+        options += ["--build-arg", f"BASE={BASE_IMAGE}", *(["--no-cache"] if os.environ.get("REFRESH") else [])]
         done = subprocess.run(["docker", "build", "-q", *options, "."], cwd=CHECKOUT, capture_output=True, text=True)
         if done.returncode:
             raise LabError(f"{name} cannot be built: {(done.stderr or done.stdout).strip()[-1500:]}")
@@ -107,27 +112,51 @@ def exists() -> bool:
     return any(_ids(kind) for kind in ("container", "volume"))
 
 
+def check_ours(allowed: str = "") -> None:
+    """See that no container of a project of this name was started from another folder.
+
+    :param allowed: one more folder whose containers count as ours.
+    :raises LabError: when one was: it is another checkout's, or no bluegreen at all.
+    """
+    ids = _ids("container")
+    found = docker("inspect", "--format", f'{{{{index .Config.Labels "{FOLDER}"}}}}', *ids).stdout if ids else ""
+    ours = {os.path.realpath(CHECKOUT), os.path.realpath(allowed or CHECKOUT)}
+    if others := {line for line in found.split("\n") if line and os.path.realpath(line) not in ours}:
+        other = sorted(others)[0]
+        raise LabError(
+            f"Docker has containers of a project called {NAME} that was started in {other}, expected none but those "
+            f"of {CHECKOUT}: stop it there, or from here by make compose-down FROM={other}"
+        )
+
+
 def remove(*kinds: str) -> None:
-    """Remove what Docker has of the project.
+    """Remove what Docker has of the project; containers are given their time to end.
 
     :param kinds: of ``container``, ``network``, ``volume``; in this order.
     :raises LabError: when it cannot.
     """
     for kind in kinds:
         if ids := _ids(kind):
-            docker(kind, "rm", *(["--force"] if kind == "container" else []), *ids)
+            if kind == "container":
+                docker("stop", *ids)
+            docker(kind, "rm", *ids)
 
 
 def _ids(kind: str) -> list[str]:
-    options = ["--all"] if kind == "container" else []
-    return docker(kind, "ls", "--quiet", *options, "--filter", PROJECT).stdout.split()
+    """Containers of the project's name, and of its networks and volumes those that docker-compose.yaml names."""
+    if kind == "container":
+        return docker("container", "ls", "--quiet", "--all", "--filter", PROJECT).stdout.split()
+    ours = {f"{NAME}_{name}" for name in YAML(typ="safe").load(CHECKOUT / "docker-compose.yaml")[f"{kind}s"]}
+    names = docker(kind, "ls", "--format", "{{.Name}}", "--filter", PROJECT).stdout.split()
+    return [name for name in names if name in ours]
 
 
 def remove_unchosen(place: Place) -> None:
     """Remove containers of profiles that are not chosen any more; Compose leaves them running."""
     for service in services() - services(place):
         if found := _containers_of(service):
-            docker("container", "rm", "--force", *found)
+            docker("stop", *found)
+            docker("rm", *found)
 
 
 def services(place: Place | None = None) -> set[str]:
@@ -150,7 +179,7 @@ def wait_containers(timeout: float = 240) -> None:
     while missing := {name: state for name, state in _health().items() if name in wanted and state not in WELL}:
         if time.monotonic() > deadline:
             said = ", ".join(f"{name} is {state}" for name, state in sorted(missing.items()))
-            raise LabError(f"After {timeout:.0f} s {said}; see docker-compose logs")
+            raise LabError(f"After {timeout:.0f} s {said}; see {_logs(*missing)}")
         time.sleep(1)
 
 
@@ -163,6 +192,11 @@ def _health() -> dict[str, str]:
     )
     lines = docker("inspect", "--format", how, *_ids("container")).stdout.splitlines()
     return dict.fromkeys(services(), "not there") | dict(line.split(" ", 1) for line in lines)
+
+
+def _logs(*services: str) -> str:
+    """The commands that show what containers of these services say."""
+    return ", ".join(f"docker logs {one[:12]}" for name in sorted(services) for one in _containers_of(name))
 
 
 def _containers_of(service: str) -> list[str]:
@@ -262,6 +296,12 @@ class ComposeLab(Lab):
         """Run patronictl on a member."""
         return self.on_node(node, "patronictl", "-c", CONFIG, *arguments, user="postgres", stdin=stdin, check=False)
 
+    def where_to_look(self) -> str:
+        """Where a person finds what is wrong, and what helps."""
+        found = [one[:12] for name in self.nodes for one in _containers_of(name)]
+        logs = ", ".join(f"docker exec {one} journalctl -u patroni" for one in found)
+        return f"{logs} say why; make compose-down VOLUMES=1 and make compose-up begin anew, without its data"
+
     def wait_leader(self, timeout: float = 60) -> str:
         """Wait until a member answers as the leader; return its name.
 
@@ -276,11 +316,11 @@ class ComposeLab(Lab):
 
     def cut(self, name: str) -> None:
         """Take a node's network away: nobody reaches it, and it reaches nobody."""
-        docker("network", "disconnect", "bluegreen_cluster", container(name))
+        docker("network", "disconnect", f"{NAME}_cluster", container(name))
 
     def join(self, name: str) -> None:
         """Give a node its network back, with the same address."""
-        docker("network", "connect", "--ip", self.nodes[name].host, "bluegreen_cluster", container(name))
+        docker("network", "connect", "--ip", self.nodes[name].host, f"{NAME}_cluster", container(name))
 
     def cut_between(self, one: str, other: str) -> None:
         """Take the way between two nodes away; everybody else reaches both."""
@@ -312,6 +352,7 @@ class ComposeLab(Lab):
         if not source.exists():
             raise LabError(f"There is no snapshot {name} in {source.parent}")
         self._stop(gently=False)
+        self._join_all()
         for node, part in self._parts():
             for path in (RUN / node / part).iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -328,6 +369,13 @@ class ComposeLab(Lab):
             leader = self.leader()
             self.stop_patroni(*(name for name in self.nodes if name != leader), *([leader] if leader else []))
         docker("kill", *(container(name) for name in self.nodes), check=False)
+
+    def _join_all(self) -> None:
+        """Give every node its network back that a test has left cut off."""
+        how = f'{{{{if index .NetworkSettings.Networks "{NAME}_cluster"}}}}there{{{{end}}}}'
+        for name in self.nodes:
+            if not docker("inspect", "--format", how, container(name)).stdout.strip():
+                self.join(name)
 
     def _start(self) -> None:
         docker("start", *(container(name) for name in self.nodes))
@@ -381,5 +429,6 @@ def wait_airflow(place: Place, timeout: float = 240) -> None:
     deadline = time.monotonic() + timeout
     while missing := unhealthy(f"http://127.0.0.1:{place.port}"):
         if time.monotonic() > deadline:
-            raise LabError(f"Airflow: not healthy after {timeout:.0f} s: {', '.join(missing)}; see docker-compose logs")
+            logs = _logs(*(name for name in COMPONENTS if name.replace("-", "_") in missing or name == "api-server"))
+            raise LabError(f"Airflow: not healthy after {timeout:.0f} s: {', '.join(missing)}; see {logs}")
         time.sleep(1)

@@ -103,11 +103,17 @@ class Traffic:
         self.reads: dict[str, list[Attempt]] = {"leader": [], "replica": [], "any replica": []}
         self._end = threading.Event()
         self._threads = [
-            threading.Thread(target=self._write, daemon=True),
-            threading.Thread(target=self._read, args=("leader", leader_port), daemon=True),
-            threading.Thread(target=self._read, args=("replica", replica_port), daemon=True),
-            threading.Thread(target=self._read, args=("any replica", replica_port, False), daemon=True),
+            threading.Thread(name="writer", target=self._write, daemon=True),
+            *(
+                threading.Thread(name=f"reader of the {kind}", target=self._read, args=(kind, port, keep), daemon=True)
+                for kind, port, keep in (
+                    ("leader", leader_port, True),
+                    ("replica", replica_port, True),
+                    ("any replica", replica_port, False),
+                )
+            ),
         ]
+        self.silent: list[str] = []
 
     def __enter__(self) -> Self:
         setup = Endpoint(self.leader_port, self.password)
@@ -120,9 +126,11 @@ class Traffic:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        died = [thread for thread in self._threads if not thread.is_alive()]
         self._end.set()
         for thread in self._threads:
             thread.join(15)
+        self.silent = [thread.name for thread in self._threads if thread in died or thread.is_alive()]
 
     def _write(self) -> None:
         endpoint = Endpoint(self.leader_port, self.password)
@@ -131,7 +139,7 @@ class Traffic:
             n += 1
             self.writes.append(_attempt(endpoint, "insert into traffic.writes values (%s)", n))
 
-    def _read(self, kind: str, port: int, keep: bool = True) -> None:
+    def _read(self, kind: str, port: int, keep: bool) -> None:
         endpoint = Endpoint(port, self.password, keep)
         while not self._end.wait(READ_EVERY_SECONDS):
             self.reads[kind].append(_attempt(endpoint, SEEN, kind=f"read of the {kind}"))
@@ -185,6 +193,10 @@ class Traffic:
             between = [one.n for one in good if one.begin > mark + CLOCK_SECONDS and one.end <= begin]
             if survived := [n for n in between if n in kept]:
                 found.append(f"{len(survived)} writes from after the mark are still there, the first is {survived[0]}")
+        if not any(one.begin > done for one in good):
+            found.append("nothing was written after the rollback was reported done")
+        if self.silent:
+            found.append(f"the client's {', '.join(self.silent)} did not go on to the end")
         if not lost:
             found.append("no write was discarded, so this rollback proves nothing")
         if errors := [one for one in self.errors(done, float("inf")) if one.begin > done]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from typing import Any
 
 import pytest
 from lab.compose.files import Place
-from lab.compose.stack import container, docker, wait_airflow
+from lab.compose.stack import container, docker, wait_airflow, wait_containers
 from tests.cluster.scene import Scene
 from tests.cluster.verdict import verdict
 from tests.compose.test_hosts import instances, wait_task
@@ -18,6 +19,17 @@ def rolled_back(scene: Scene, run_id: str) -> None:
     report = scene.finish("rollback", run_id)
     assert report["result"] == "rolled_back"
     verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
+
+
+def wait_running(scene: Scene, run_id: str, task_id: str) -> dict[str, Any]:
+    """Wait for a task of a rollback; return it while it runs.
+
+    :raises AssertionError: it was over before anybody could look.
+    """
+    wait_task(scene, run_id, task_id)
+    (task,) = instances(scene, run_id, task_id)
+    assert task["state"] == "running", f"{task_id} was over before anything could be killed: {task}"
+    return task
 
 
 def begin(scene: Scene) -> str:
@@ -48,9 +60,7 @@ def test_tasks_are_spread_over_both_workers(scene: Scene) -> None:
 @pytest.mark.usefixtures("celery")
 def test_a_task_whose_worker_is_killed_is_finished_by_the_other(scene: Scene) -> None:
     run_id = begin(scene)
-    wait_task(scene, run_id, "stop")
-    (task,) = instances(scene, run_id, "stop")
-    first = task["hostname"]
+    first = wait_running(scene, run_id, "stop")["hostname"]
     docker("kill", container(first))
     try:
         rolled_back(scene, run_id)
@@ -64,7 +74,7 @@ def test_a_task_whose_worker_is_killed_is_finished_by_the_other(scene: Scene) ->
 
 def test_the_scheduler_is_killed_in_the_middle(scene: Scene) -> None:
     run_id = begin(scene)
-    wait_task(scene, run_id, "recover")
+    wait_running(scene, run_id, "recover")
     docker("kill", container("scheduler"))
     time.sleep(5)
     docker("start", container("scheduler"))
@@ -87,3 +97,22 @@ def test_the_metadata_database_restarts_in_the_middle(scene: Scene) -> None:
     ended = datetime.fromisoformat(scene.airflow.get(f"dags/bluegreen_rollback/dagRuns/{run_id}")["end_date"])
     started = docker("inspect", "--format", "{{.State.StartedAt}}", container("metadata")).stdout.strip()
     assert datetime.fromisoformat(f"{started[:26]}+00:00") < ended, "the rollback was over before the restart"
+
+
+def metadata(query: str) -> str:
+    """Ask Airflow's own database."""
+    script = 'PGPASSWORD=$METADATA_PASSWORD exec psql -XAtq -h 127.0.0.1 -U airflow -d airflow -c "$1"'
+    return docker("exec", container("metadata"), "sh", "-c", script, "sh", query).stdout.strip()
+
+
+def test_only_what_is_old_is_removed() -> None:
+    metadata("insert into log (dttm, event) values (now() - interval '40 days', 'from long ago'), (now(), 'from now')")
+    logs = "/opt/airflow/logs/dag_id=none"
+    script = f"mkdir -p {logs} && touch {logs}/now.log && touch -d '40 days ago' {logs}/long-ago.log"
+    docker("exec", container("maintenance"), "sh", "-c", script)
+    docker("restart", container("maintenance"))
+    wait_containers()
+    assert metadata("select event from log where event like 'from %'") == "from now"
+    assert docker("exec", container("maintenance"), "ls", logs).stdout.split() == ["now.log"]
+    metadata("delete from log where event = 'from now'")
+    docker("exec", container("maintenance"), "rm", "-r", logs)

@@ -86,10 +86,14 @@ def broken_run(
         run_id = scene.trigger(operation, **scene.conf(operation))
         wait_task(scene, run_id, task_id, operation)
         mend = break_it(scene)
-        states = [one["state"] for one in instances(scene, run_id, task_id, operation)]
-        if any(state in (None, "running", *WAITING) for state in states):
+        states = []
+        try:
+            states = [one["state"] for one in instances(scene, run_id, task_id, operation)]
+        finally:
+            if not (met := any(state in (None, "running", *WAITING) for state in states)):
+                mend()
+        if met:
             return scene, run_id, mend
-        mend()
         scene.airflow.wait(f"bluegreen_{operation}", run_id, seconds=RUN_SECONDS, every_seconds=0.5)
     raise AssertionError(f"in {TRIES} runs {task_id} was over before anything could be broken: {states}")
 

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from bluegreen.clusters import load_registry
 
 PLACE = Place("172.30.77", 8080, 5000, 5001, ("lab", "celery"))
-AIRFLOW = ("init", "api-server", "scheduler", "dag-processor", "triggerer", "worker-1", "worker-2")
+AIRFLOW = ("init", "api-server", "scheduler", "dag-processor", "triggerer", "maintenance", "worker-1", "worker-2")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_plugins_dags_and_include_are_everywhere(services: dict[str, Any], name:
 def test_the_profiles_choose() -> None:
     nodes, workers = {"n1", "n2", "n3", "m1", "m2", "haproxy"}, {"redis", "worker-1", "worker-2"}
     plain = stack.services(Place("172.30.77", 8080, 5000, 5001, ()))
-    assert plain == {"metadata", "init", "api-server", "scheduler", "dag-processor", "triggerer"}
+    assert plain == {"metadata", "init", "api-server", "scheduler", "dag-processor", "triggerer", "maintenance"}
     assert stack.services(Place("172.30.77", 8080, 5000, 5001, ("lab",))) == plain | nodes
     assert stack.services(PLACE) == stack.services() == plain | nodes | workers
 
@@ -120,6 +120,57 @@ def test_nodes_with_data_keep_their_network(project: Path) -> None:
     assert json.loads((files.RUN / "place.json").read_text())["SUBNET"] == "172.30.78"
 
 
+def test_what_tasks_run_in_knows_no_password_of_the_ui(project: Path) -> None:
+    files.write_all(PLACE)
+    known = files.load_secrets()
+    everywhere = (files.RUN / "airflow.env").read_text()
+    assert known["airflow_admin"] in (files.RUN / "api-server.env").read_text()
+    assert not any(known[name] in everywhere for name in ("airflow_admin", "airflow_viewer"))
+
+
+def test_what_is_mounted_and_cannot_be_read_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "CHECKOUT", project)
+    monkeypatch.setattr(files, "MOUNTED", ("dags",))
+    folder = project / "dags" / "more"
+    folder.mkdir(parents=True)
+    (folder / "one.py").touch()
+    with pytest.raises(LabError, match=r"dags may be read by its owner alone.*chmod -R go\+rX dags"):
+        files.check_readable()
+    subprocess.run(["chmod", "-R", "go+rX", str(project / "dags")], check=True)
+    files.check_readable()
+    (folder / "one.py").chmod(0o600)
+    with pytest.raises(LabError, match=r"one\.py may be read by its owner alone"):
+        files.check_readable()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What Docker answers: folders of containers, names of volumes."""
+    has: dict[str, list[str]] = {"folders": [], "volume": []}
+
+    def docker(*arguments: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        found = {"inspect": has["folders"], "container": ["an-id"] * bool(has["folders"]), "volume": has["volume"]}
+        return subprocess.CompletedProcess(arguments, 0, "\n".join(found[arguments[0]]) + "\n", "")
+
+    monkeypatch.setattr(stack, "docker", docker)
+    return has
+
+
+def test_what_another_folder_has_started_is_left_alone(engine: dict[str, list[str]], tmp_path: Path) -> None:
+    stack.check_ours()
+    engine["folders"] = [str(CHECKOUT), str(CHECKOUT)]
+    stack.check_ours()
+    engine["folders"].append(str(tmp_path))
+    with pytest.raises(LabError, match=f"was started in {tmp_path}, expected none but those of"):
+        stack.check_ours()
+    stack.check_ours(str(tmp_path))
+
+
+def test_only_volumes_of_the_file_are_removed(engine: dict[str, list[str]]) -> None:
+    engine["volume"] = ["bluegreen_metadata", "bluegreen_pictures", "bluegreen_queue"]
+    assert stack._ids("volume") == ["bluegreen_metadata", "bluegreen_queue"]
+
+
 def commands() -> list[list[str]]:
     """The Compose that this machine has: v2, v1, both or none."""
     found = []
@@ -133,7 +184,8 @@ def test_each_compose_reads_the_same(project: Path) -> None:
     if not (found := commands()):
         pytest.skip("needs Compose")
     files.write_all(PLACE)
-    expected = files.container_environment(PLACE, files.load_secrets())
+    known = files.load_secrets()
+    expected = files.container_environment(PLACE, known)
     environment = {**os.environ, **PLACE.environment, "COMPOSE_PROFILES": "lab,celery"}
     for command in found:
         line = [*command, "-f", str(project / "docker-compose.yaml"), "config"]
@@ -144,4 +196,5 @@ def test_each_compose_reads_the_same(project: Path) -> None:
         for name in AIRFLOW:
             # both print a dollar sign twice
             got = {key: str(value).replace("$$", "$") for key, value in config["services"][name]["environment"].items()}
-            assert got == expected, command
+            own = {"api-server": files.api_server_environment(known), "maintenance": {"KEEP_DAYS": "30"}}
+            assert got == expected | own.get(name, {}), command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -91,6 +92,19 @@ def test_what_must_never_be_is_found(
     traffic, kept = seen()
     kept = spoil(traffic, kept, at)
     assert any(sentence in fault for fault in traffic.faults(MARK, DONE, kept, 2))
+
+
+def test_a_client_that_falls_silent_is_no_proof() -> None:
+    traffic, kept = seen()
+    traffic.writes = [one for one in traffic.writes if one.begin < DONE]
+    assert "nothing was written after the rollback was reported done" in traffic.faults(MARK, DONE, kept, 2)
+
+    traffic, kept = seen()
+    traffic._threads = [threading.Thread(name="writer", target=lambda: None)]
+    traffic._threads[0].start()
+    traffic._threads[0].join()
+    traffic.__exit__(None, None, None)
+    assert traffic.faults(MARK, DONE, kept, 2) == ["the client's writer did not go on to the end"]
 
 
 def test_nothing_seen_is_no_proof() -> None:
