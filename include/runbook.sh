@@ -58,12 +58,21 @@ processes() { # count those that work in the data directory
   pattern=$(readlink -f -- "$data" | sed 's/[][*?\\]/\\&/g')
   find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$pattern" 2>/dev/null | wc -l
 }
-branch() { # the line of history that proves a promotion right after the mark, or nothing
+begun() { # the history file of a timeline that began right after the mark, or nothing
   wanted=$(printf '%s\t[0-9A-F]+/[0-9A-F]+\tafter transaction %s' "$timeline" "$xid32")
   for file in "$wal"/*.history; do if [ -f "$file" ]; then printf '%s\n' "$file"; fi; done | sort -r |
     while read -r file; do
-      if tail -n 1 < "$file" | grep -xE "$wanted"; then break; fi
+      if tail -n 1 < "$file" | grep -qxE "$wanted"; then printf '%s\n' "$file"; break; fi
     done
+}
+branch() { # the line of history that proves a promotion right after the mark, or nothing
+  file=$(begun)
+  if [ -z "$file" ]; then return; fi
+  # It is written before the checkpoint there. Until that is done, a crash leads back to the old timeline.
+  on=$("$bin/pg_controldata" "$data" | sed -n "s/^Latest checkpoint's TimeLineID: *//p")
+  case $on in '' | *[!0-9]*) fail "$member: pg_controldata says timeline '$on', expected a number" ;; esac
+  number=$(basename -- "$file" .history)
+  if [ "$on" -ge "$((0x$number))" ]; then tail -n 1 < "$file"; fi
 }
 ask() { # SQL on standard input, over the socket
   PGCONNECT_TIMEOUT=5 "$bin/psql" -XAtqw -v ON_ERROR_STOP=1 -v xid="$xid" -v lsn="$lsn" \
@@ -294,6 +303,12 @@ control=$("$bin/pg_controldata" "$data") || fail "$member: pg_controldata cannot
 control() { printf '%s\n' "$control" | sed -n "s/^$1: *//p"; }
 found=$(control 'Database system identifier')
 [ "$found" = "$system_identifier" ] || fail "$data has the system identifier '$found', expected $system_identifier"
+found=$(control 'Database cluster state')
+case $found in
+  'in archive recovery' | 'shut down in recovery') ;;
+  # A crash recovery writes pages from after the mark, and the positions below say nothing of it.
+  *) lost "the server of $member was '$found', expected a standby's, in archive recovery or shut down in recovery" ;;
+esac
 redo=$(control "Latest checkpoint's REDO location")
 consistent=$(control 'Minimum recovery ending location')
 segment=$(control 'Bytes per WAL segment')
@@ -548,7 +563,7 @@ try=0
 while state=$(echo 'select pg_is_in_recovery()' | ask 2>/dev/null) || state=; [ "$state" != f ]; do
   if ! runs; then
     tail -n 5 -- "$config.bluegreen-log" >&2
-    if [ -n "$(branch)" ]; then exit 7; fi
+    if [ -n "$(begun)" ]; then exit 7; fi
     fail "the server ended before its promotion"
   fi
   try=$((try + 1))
@@ -568,8 +583,8 @@ start Patroni on it. To serve again, bring the others back as below, without $he
 and bring it back as well, to be cloned. $(old_cluster)" ;;
     6) stop "$held still recovers after an hour, as far as is known. Watch $held's log (its configuration's \
 .bluegreen-log): while it replays, wait, then run this again" ;;
-    7) stop "$held was promoted at the mark, but does not run as it must (above: why). There is only forward: mend \
-that, then run this again" ;;
+    7) stop "$held has begun the timeline from the mark, but does not run as it must (above: why). There is only \
+forward: mend that, then run this again" ;;
     255) stop "the connection to $held was lost (above: why), and whether it was promoted is not known. Run this \
 again: it looks" ;;
     *) stop "$held was not promoted (above: why). The checkpoint is as it was: mend that, then run this again. \

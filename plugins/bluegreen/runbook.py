@@ -83,7 +83,7 @@ def _recovery(checkpoint: Checkpoint, version: ServerVersion) -> tuple[str, dict
     if not version.has_recovery_conf:
         return '  rm -f -- "$data/standby.signal"; : > "$data/recovery.signal"', settings
     text = standalone.recovery_conf(settings)
-    return f"  cat > \"$data/recovery.conf\" <<'CONF'\n{text}CONF", standalone.archive_shut(version)
+    return f"  cat > \"$data/recovery.conf\" <<'CONF'\n{text}CONF", standalone.alone_until_proven(version)
 
 
 def _proof(server_version_num: int) -> str:

@@ -34,9 +34,13 @@ case $1 in
   status) test -e "$data/postmaster.pid" ;;
   stop) rm -f "$data/postmaster.pid" ;;
   start) touch "$data/postmaster.pid"
-    if [ ! -e "$data/pg_wal/00000002.history" ]; then
-      test -e "$data/recovery.signal" && rm "$data/recovery.signal"
-      cp "$root/line" "$data/pg_wal/00000002.history"
+    if [ "$(cat "$data/timeline")" = 1 ]; then
+      if [ ! -e "$data/recovery.signal" ]; then touch "$root/went-past-the-mark"; exit 1; fi
+      rm "$data/recovery.signal"
+      number=2; if [ -e "$data/pg_wal/00000002.history" ]; then number=3; fi
+      cp "$root/line" "$data/pg_wal/0000000$number.history"
+      if [ -e "$root/crashes" ]; then rm "$root/crashes" "$data/postmaster.pid"; exit 1; fi
+      echo $number > "$data/timeline"
       mv "$data/pg_wal/000000010000000000000003" "$data/pg_wal/000000010000000000000003.partial"
     fi ;;
 esac
@@ -49,12 +53,13 @@ case "$3" in
   list) if [ "$4" != -f ]; then echo '+ Cluster: orders (uninitialized) +'; exit 0; fi
     if [ "$5" = json ]; then echo '[]'; exit 0; fi
     printf 'Cluster\\tMember\\tHost\\tRole\\tState\\tTL\\tLag in MB\\n'
-    if [ -e "$root/removed" ]; then leader=n2 timeline=2; else leader=$(cat "$root/leader") timeline=1; fi
+    leader=$(cat "$root/leader") timeline=1
+    if [ -e "$root/removed" ]; then leader=n2 timeline=$(cat "$root/n2/data/timeline"); fi
     for name in $(cat "$root/members"); do
       if [ -e "$root/$name/patroni-runs" ]; then
         if [ $name = $leader ]; then role=Leader state=running; else role=Replica state=streaming; fi
         printf 'orders\\t%s\\t127.0.0.1\\t%s\\t%s\\t%s\\t\\n' $name $role $state $timeline
-        if [ -e "$root/removed" ]; then cp "$root/line" "$root/$name/data/pg_wal/00000002.history"; fi
+        if [ -e "$root/removed" ]; then cp "$root/line" "$root/$name/data/pg_wal/0000000$timeline.history"; fi
       fi
     done ;;
 esac
@@ -107,6 +112,7 @@ class Nodes:
                 (data / file).touch()
             (data / "pg_hba.conf").write_text("local all all scram-sha-256\n")
             (data / "pg_ident.conf").write_text("")
+            (data / "timeline").write_text("1\n")
             (data / "postgresql.auto.conf").write_text("work_mem = '8MB'\n")
             (data / "postmaster.opts").write_text(f'/bin/postgres "-D" "{data}" "--port=5432" "--cluster_name=it\'s"\n')
             (root / name / "patroni.yml").write_text("held: yes\n")
@@ -152,7 +158,8 @@ class Nodes:
             head = f"root={self.root}\ndata={self.root}/{name}/data\n"
             bin_dir = self.root / name / "bin"
             control = "\n".join(f"{key}:   {value}" for key, value in self.control.items())
-            self.program(bin_dir / "pg_controldata", f"cat <<'END'\n{control}\nEND")
+            on = 'Latest checkpoint\'s TimeLineID:       $(cat "$data/timeline")'
+            self.program(bin_dir / "pg_controldata", f"{head}cat <<'END'\n{control}\nEND\necho \"{on}\"")
             self.program(bin_dir / "pg_waldump", f'printf "%s\\n" "$*" >> {self.root}/waldump\n{self.waldump}')
             self.program(bin_dir / "psql", f"cat >> {self.root}/asked\n{head}{self.psql}")
             self.program(bin_dir / "pg_ctl", head + PG_CTL)
@@ -268,6 +275,9 @@ def test_a_connection_that_fails_is_reported_and_the_runbook_goes_on_when_it_is_
         ({"Latest checkpoint's REDO location": "0/30001C8"}, "the last restart point of n2 is at 0/30001C8"),
         ({"Minimum recovery ending location": "0/30001D0"}, "hold changes up to 0/30001D0, past the mark"),
         ({"Latest checkpoint's REDO location": "0/1000028"}, "first the file that ends in 0000000000000001"),
+        ({"Database cluster state": "in crash recovery"}, "the server of n2 was 'in crash recovery'"),
+        ({"Database cluster state": "in production"}, "the server of n2 was 'in production'"),
+        ({"Database cluster state": ""}, "the server of n2 was ''"),
     ],
 )
 def test_a_checkpoint_that_the_files_show_lost_stops_nothing(nodes: Nodes, changes: dict[str, str], words: str) -> None:
@@ -277,6 +287,21 @@ def test_a_checkpoint_that_the_files_show_lost_stops_nothing(nodes: Nodes, chang
     assert f"LOST: {words}" in said or (said.count("LOST: ") == 1 and words in said), said
     assert "STOPPED in step 0: checkpoint bg_1 is lost" in said
     assert "Nothing was changed" in said
+    assert nodes.running() == set(NAMES)
+
+
+def test_a_server_that_died_before_the_checkpoint_of_its_new_timeline_is_recovered_once_more(nodes: Nodes) -> None:
+    (nodes.root / "crashes").touch()
+    nodes.psql = f'test -e "$data/postmaster.pid" || exit 2\n{nodes.psql}'
+    text = nodes.text()
+    status, said = nodes.run(text)
+    assert status == 1
+    assert "STOPPED in step 3: n2 has begun the timeline from the mark, but does not run as it must" in said
+    assert "POINT OF NO RETURN IS PASSED" not in said
+    status, said = nodes.run(text)
+    assert status == 0, said
+    assert not (nodes.root / "went-past-the-mark").exists()
+    assert (nodes.root / HELD / "data" / "timeline").read_text() == "3\n"
     assert nodes.running() == set(NAMES)
 
 

@@ -24,8 +24,8 @@ SNAPSHOT = "tests"
 HERE = Path(__file__).parent
 
 
-# on containers: what reaches into Airflow's own processes and files, or needs a WAL archive
-ONE_MACHINE = {"test_archive.py", "test_secrets.py"}
+# on containers: what reaches into processes and files of Airflow or of a server, or needs a WAL archive
+ONE_MACHINE = {"test_archive.py", "test_crash_of_recovery.py", "test_secrets.py"}
 ONE_MACHINE_CASES = {
     "test_a_killed_worker_finds_the_same_child_again",
     "test_a_mark_that_the_standby_has_applied_is_taken_again",
@@ -43,7 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
             if containers and (Path(item.path).name in ONE_MACHINE or item.name in ONE_MACHINE_CASES):
                 item.add_marker(
-                    pytest.mark.skip(reason="needs Airflow's own processes or files, or a WAL archive, on this machine")
+                    pytest.mark.skip(
+                        reason="needs Airflow's or a server's processes, or a WAL archive, on this machine"
+                    )
                 )
 
 

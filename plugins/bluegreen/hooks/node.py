@@ -177,10 +177,21 @@ class DataDirectory:
 
         :raises FailedForNowError: when ``pg_controldata`` does not say.
         """
-        texts = [self.control(label) for label in CONTROL_TIMELINES]
-        if not all(text.isascii() and text.isdigit() and len(text) < 11 for text in texts):
-            raise FailedForNowError(f"found {', '.join(texts)[:80]!r} as timelines in pg_controldata, expected numbers")
-        return max(int(text) for text in texts)
+        return max(self._timeline(label) for label in CONTROL_TIMELINES)
+
+    @property
+    def checkpoint_timeline(self) -> int:
+        """The timeline of the last checkpoint: from there a server starts that finds no files of a recovery.
+
+        :raises FailedForNowError: when ``pg_controldata`` does not say.
+        """
+        return self._timeline(CONTROL_TIMELINES[0])
+
+    def _timeline(self, label: str) -> int:
+        text = self.control(label)
+        if not (text.isascii() and text.isdigit() and len(text) < 11):
+            raise FailedForNowError(f"found {text[:80]!r} as a timeline in pg_controldata, expected a number")
+        return int(text)
 
     def disk(self, which: str) -> tuple[str, int, int]:
         """Return device, size and free space in bytes of ``data`` or ``wal``.

@@ -48,8 +48,19 @@ class Standalone:
             raise RefusedError(f"the journal of {self.checkpoint.id} gives {name} as {path!r}; expected a path")
         return path
 
-    def branch(self, found: DataDirectory) -> tuple[int, Branch] | None:
-        """Return the timeline that began at the mark, if there is one."""
+    def promoted(self, found: DataDirectory) -> tuple[int, Branch] | None:
+        """Return the timeline that began at the mark, if the server has come to it.
+
+        Its history file is written before the checkpoint that ends the recovery. Until ``pg_control`` is on it too, a
+        crash leads back to the old timeline, and a start without the files of a recovery past the mark.
+        """
+        begun = self.begun(found)
+        if begun is None or found.checkpoint_timeline < begun[0]:
+            return None
+        return begun
+
+    def begun(self, found: DataDirectory) -> tuple[int, Branch] | None:
+        """Return the timeline that began at the mark, if there is one, also where the server never came to it."""
         if self.checkpoint.xid is None or self.checkpoint.timeline is None:
             raise RefusedError(f"checkpoint {self.checkpoint.id} has no mark")
         return branch_at_mark(found.histories, xid=self.checkpoint.xid, parent=self.checkpoint.timeline)
@@ -71,7 +82,7 @@ class Standalone:
         auto_conf = found.file("postgresql.auto.conf")
         if self.version.has_recovery_conf:
             files[originals["recovery.conf"]] = standalone.recovery_conf(settings)
-            settings = standalone.archive_shut(self.version)
+            settings = standalone.alone_until_proven(self.version)
         files[originals["postgresql.auto.conf"]] = standalone.with_settings(auto_conf, settings)
         self.node.done(
             shell.prepare_recovery(
@@ -175,14 +186,16 @@ class Standalone:
                     + (f"; the last answer was: {last}" if last else "")
                 )
             time.sleep(0.1)
-        branch = self.branch(self.node.data_directory(self.state.config))
-        if branch is None:
+        found = self.node.data_directory(self.state.config)
+        promoted = self.promoted(found)
+        if promoted is None:
+            on = "is not on the timeline that" if self.begun(found) else "has no timeline that"
             raise RefusedError(
-                f"{self.node.where}: the server was promoted, but no history file says "
-                f"'after transaction {self.checkpoint.xid}'; it holds another state than the one asked for. It is "
-                "still closed to clients. Do not start Patroni on any member; ask an expert"
+                f"{self.node.where}: the server takes writes, but it {on} began 'after transaction "
+                f"{self.checkpoint.xid}'; it holds another state than the one asked for. It is still closed to "
+                "clients. Do not start Patroni on it"
             )
-        return branch
+        return promoted
 
     def _log_tail(self) -> str:
         result = self.node.run(shell.server_log(self.data_dir, self.log_path))

@@ -18,7 +18,7 @@ from bluegreen.hooks.leadership import check_another_leads, start_patroni
 from bluegreen.hooks.node import DataDirectory, NodeHook
 from bluegreen.hooks.proof import LOST, prove_held
 from bluegreen.hooks.standalone import Standalone
-from bluegreen.hooks.stopping import is_clean
+from bluegreen.hooks.stopping import cluster_state, ended_recovery, is_clean
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, require_lock, task_states
 from bluegreen.recovery.versions import HoldMechanism
@@ -106,11 +106,17 @@ class PutBackOperator(BluegreenOperator):
         survey.require([checkpoint.held])
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         held = Standalone(node, state, checkpoint)
-        if held.branch(node.data_directory(state.config)) is not None:
+        found = node.data_directory(state.config)
+        # only where the files of a recovery were written: elsewhere Patroni may have promoted it, and it leads
+        astray = bool(state.saved and state.aside) and held.promoted(found) is None and ended_recovery(found)
+        if held.begun(found) is not None and not astray:
             raise RefusedError(
-                f"{node.where} is already promoted at the mark, so nothing is put back; there is only forward: "
+                f"{node.where} has begun the timeline from the mark, so nothing is put back; there is only forward: "
                 "run bluegreen_rollback again"
             )
+        if astray and others:
+            held.stop_unpromoted()
+            return self._without_held(hook, survey, checkpoint, node, others, leader, left, cluster_state(found))
         if state.saved:
             held.stop_unpromoted()
             try:
@@ -141,6 +147,29 @@ class PutBackOperator(BluegreenOperator):
             )
         checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
         hook.write_journal(checkpoint, needed=[checkpoint.held, *others])
+        return {"put_back": True, "lost": lost, "checkpoint": checkpoint.public(), "warnings": warnings}
+
+    def _without_held(
+        self,
+        hook: ClusterHook,
+        survey: Survey,
+        checkpoint: Checkpoint,
+        node: NodeHook,
+        others: list[str],
+        leader: str,
+        left: list[str],
+        state: str,
+    ) -> dict[str, Any]:
+        """Put the others back; the held one went on past the mark by itself, so its data are no standby's of theirs."""
+        warnings = left + self._start(hook, survey, checkpoint, others, leader)
+        lost = (
+            f"checkpoint {checkpoint.id} is lost: the server of {node.where} was {state!r}, so it has ended its "
+            f"recovery elsewhere than at the mark. It stays stopped, and the others serve without it. Remove its data "
+            f"directory, move {node.config_path}{shell.ASIDE} back to {node.config_path} and start Patroni, which "
+            "clones it"
+        )
+        checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
+        hook.write_journal(checkpoint, needed=others, optional=[checkpoint.held])
         return {"put_back": True, "lost": lost, "checkpoint": checkpoint.public(), "warnings": warnings}
 
     def _start(

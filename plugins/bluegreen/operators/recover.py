@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class RecoverToMarkOperator(BluegreenOperator):
     """Recover the held member to the recorded XID, outside Patroni and shut to the world.
 
-    Every other member is proven down first; the timeline histories of all are seeded, so that the new
-    timeline gets a number that nobody has used; ``pg_hba.conf`` lets in only the data directory's owner
-    over the local socket, and nothing is archived. The promotion is proven by the last line of the new
-    timeline's history, ``after transaction XID``; the server stays shut until Patroni starts on it
-    (H3, H5, H9, H12).
+    Every other member is proven down first; the timeline histories of all are seeded, so that the new timeline
+    gets a number that nobody has used; ``pg_hba.conf`` lets in only the data directory's owner over the local
+    socket, and nothing is archived. The promotion is proven by the last line of the new timeline's history,
+    ``after transaction XID``, and by ``pg_control``, which is on that timeline; the server stays shut until
+    Patroni starts on it (H3, H5, H9, H12).
 
     Example::
 
@@ -52,7 +52,7 @@ class RecoverToMarkOperator(BluegreenOperator):
             )
         found, histories = self._look(hook, survey, checkpoint)
         prove_identity(found, checkpoint, node.where)
-        branch = held.branch(found)
+        branch = held.promoted(found)
         if branch is None and checkpoint.past_no_return:
             raise RefusedError(f"{node.where}: the journal says promoted, but no history line proves it")
         if branch is None:

@@ -39,7 +39,8 @@ def recovery_settings(*, xid: int, timeline: int, version: ServerVersion, restor
         "recovery_target_inclusive": "true",
         "recovery_target_action": "promote",
         "recovery_target_timeline": str(timeline),
-        "restore_command": restore_command or "/bin/false",
+        # A command that the shell cannot run ends the server, where "not in the archive" lets it go on.
+        "restore_command": f"({restore_command}) || exit 1" if restore_command else "/bin/false",
         "primary_conninfo": "",
         "primary_slot_name": "",
         "recovery_min_apply_delay": "0",
@@ -52,12 +53,16 @@ def recovery_settings(*, xid: int, timeline: int, version: ServerVersion, restor
         settings["standby_mode"] = "off"
         return settings
     # In this order: an empty target that the server reads after the XID fails as "multiple recovery targets".
-    return dict.fromkeys(_OTHER_TARGETS, "") | settings | archive_shut(version)
+    return dict.fromkeys(_OTHER_TARGETS, "") | settings | alone_until_proven(version)
 
 
-def archive_shut(version: ServerVersion) -> dict[str, str]:
-    """Return the settings under which nothing reaches a shared archive (hazard H12)."""
-    shut = {"archive_command": ""}
+def alone_until_proven(version: ServerVersion) -> dict[str, str]:
+    """Return the settings under which nothing reaches a shared archive, and a crash ends the server (hazard H12).
+
+    A server that crashes between the start of its new timeline and the checkpoint there has no signal file any more.
+    Started again as it is, also by its own postmaster, it replays the old timeline past the mark.
+    """
+    shut = {"archive_command": "", "restart_after_crash": "off"}
     if version.has_archive_library:
         shut["archive_library"] = ""
     return shut

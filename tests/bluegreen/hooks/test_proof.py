@@ -14,9 +14,16 @@ from bluegreen.hooks.proof import prove_wal, require_room
 MIB = 1024**2
 
 
-def directory(*, segment: int = 16 * MIB, consistent: str = "0/0", free: dict[str, int] | None = None) -> DataDirectory:
+def directory(
+    *,
+    segment: int = 16 * MIB,
+    consistent: str = "0/0",
+    state: str = "shut down in recovery",
+    free: dict[str, int] | None = None,
+) -> DataDirectory:
     free = {"data": 1024 * MIB, "wal": 1024 * MIB, **(free or {})}
     control = (
+        f"Database cluster state:               {state}\n"
         f"Latest checkpoint's REDO location:    0/5000028\nMinimum recovery ending location:     {consistent}\n"
         f"Bytes per WAL segment:                {segment}\n"
     )
@@ -49,3 +56,13 @@ def test_files_that_hold_more_than_the_mark_cannot_be_recovered_to_it(consistent
     node: Any = SimpleNamespace(where="n2")
     with pytest.raises(CheckpointLostError, match=said):
         prove_wal(node, checkpoint, "/data", directory(consistent=consistent))
+
+
+@pytest.mark.parametrize("state", ["in crash recovery", "in production", "shut down", "starting up", ""])
+def test_a_server_that_was_more_than_a_standby_holds_nothing(state: str) -> None:
+    checkpoint: Any = SimpleNamespace(
+        id="bg_1", xid=743, lsn="0/58F55E8", restore_point_lsn="0/58F55A0", server_version_num=150010, timeline=3
+    )
+    node: Any = SimpleNamespace(where="n2")
+    with pytest.raises(CheckpointLostError, match=rf"the server of n2 was '{state}', expected a standby's"):
+        prove_wal(node, checkpoint, "/data", directory(state=state))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from bluegreen.exceptions import RefusedError
 from bluegreen.recovery.standalone import (
-    archive_shut,
+    alone_until_proven,
     closed_hba,
     quote_setting,
     recovery_conf,
@@ -54,12 +55,19 @@ def test_other_targets_are_emptied_before_the_xid_is_set() -> None:
 def test_the_archive_is_shut_in_the_same_file() -> None:
     assert _settings(V12)["archive_command"] == "" and "archive_library" not in _settings(V12)
     assert _settings(V15)["archive_command"] == _settings(V15)["archive_library"] == ""
-    assert archive_shut(V11) == {"archive_command": ""}
+    assert alone_until_proven(V11) == {"archive_command": "", "restart_after_crash": "off"}
+
+
+def test_a_crash_ends_the_server() -> None:
+    assert _settings(V15)["restart_after_crash"] == "off"
 
 
 def test_the_nodes_own_restore_command_is_used() -> None:
-    assert _settings(V15, restore="cp /a/%f %p")["restore_command"] == "cp /a/%f %p"
+    assert _settings(V15, restore="cp /a/%f %p")["restore_command"] == "(cp /a/%f %p) || exit 1"
     assert _settings(V15)["restore_command"] == "/bin/false"
+    # 127, "not found", is what the server would end for
+    command = _settings(V15, restore="/not/there %f %p || exec /nor/this")["restore_command"]
+    assert subprocess.run(["sh", "-c", command], stderr=subprocess.DEVNULL).returncode == 1
 
 
 def test_recovery_conf_knows_no_empty_values_and_ends_standby_mode() -> None:
