@@ -119,8 +119,8 @@ class Case:
         if self.mend_after is not None or not (half_way or self.fault is damage.etcd_stopped):
             return False
         if self.fault is damage.etcd_stopped:
-            # before anything was changed it refuses; a rollback needs the DCS only after its promotion
-            return half_way or self.operation == "rollback"
+            # before anything was changed it refuses; once it has begun, a rollback needs the DCS after its promotion
+            return half_way or (self.operation, self.task) == ("rollback", "stop")
         if self.fault in TAKES_AWAY:
             # only the held member is changed by a checkpoint
             return self.operation != "checkpoint" or self.member == "held"

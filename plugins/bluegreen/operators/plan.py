@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase, check_id
-from bluegreen.exceptions import BluegreenError, CheckpointLostError, LockedError, RefusedError, UnreachableError
+from bluegreen.exceptions import (
+    BluegreenError,
+    CheckpointLostError,
+    FailedForNowError,
+    LockedError,
+    RefusedError,
+    UnreachableError,
+)
 from bluegreen.hooks.cluster import ClusterHook, Survey
-from bluegreen.hooks.node import DataDirectory, NodeHook
+from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.hooks.proof import look_at_held, prove_identity, prove_wal, require_room
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_host_down
@@ -21,6 +30,7 @@ from bluegreen.recovery.versions import ServerVersion
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+PATRONICTL_SECONDS = 20
 ROLLBACK_FIELDS = ("checkpoint", "confirm", "reason", "rejoin", "hosts_down", "take_over", "break_lock")
 
 
@@ -98,6 +108,9 @@ class PlanRollbackOperator(BluegreenOperator):
             checkpoint.require_alone(member.name for member in survey.topology.members)
         members = sorted(set(checkpoint.members) - down)
         survey.require(members)
+        if survey.topology is None and not checkpoint.past_no_return:
+            # No Patroni runs, or none reaches the DCS; one in failsafe mode goes on serving meanwhile.
+            checkpoint.require_alone(members_in_dcs(hook.nodes[checkpoint.held], survey.states[checkpoint.held]))
         if not checkpoint.past_no_return:
             hook.on_each(members, NodeHook.require_service_rights)
             if survey.topology is not None:
@@ -153,15 +166,19 @@ class PlanRollbackOperator(BluegreenOperator):
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         found = data[checkpoint.held]
         standalone = Standalone(node, state, checkpoint)
-        if standalone.branch(found) is not None:
+        if standalone.promoted(found) is not None:
             return warnings
         node.require_replaceable(standalone.originals)
         require_room(found, node.where)
-        if checkpoint.phase is Phase.HELD:
-            try:
-                look_at_held(hook, checkpoint)
-            except UnreachableError as error:
-                warnings.append(f"the held member's server does not answer ({error}); its WAL is the only proof")
+        try:
+            look_at_held(hook, checkpoint)
+        except CheckpointLostError:
+            raise
+        except BluegreenError as error:
+            # a former try may have stopped it, or shut it to the world
+            if checkpoint.phase is Phase.HELD and not isinstance(error, UnreachableError):
+                raise
+            warnings.append(f"the held member's server does not answer ({error}); its WAL is the only proof")
         prove_wal(node, checkpoint, state.config.data_dir, found)
         return warnings
 
@@ -250,6 +267,29 @@ class ListMembersOperator(BaseOperator):
     def execute(self, context: Context) -> list[str]:
         """Return them."""
         return sorted(_names(self.members))
+
+
+def members_in_dcs(node: NodeHook, state: NodeState) -> list[str]:
+    """Ask the DCS itself who is in the cluster, by ``patronictl`` on a node, also while every Patroni is stopped.
+
+    :raises FailedForNowError: when it does not answer. A rollback needs it after its promotion, where it is too late.
+    """
+    config = node.config_path + (shell.ASIDE if state.aside else "")
+    path = node.commands.patronictl
+    script = shell.list_members(path, config, state.config.scope)
+    result = node.run(script, timeout_seconds=PATRONICTL_SECONDS)
+    try:
+        names = [str(one["Member"]) for one in json.loads(result.output)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        names = None
+    if result.status or names is None:
+        said = " ".join((result.error.strip() or result.output.strip() or "nothing")[-300:].split())
+        raise FailedForNowError(
+            f"no Patroni says who is in the cluster, and on {node.where} `{path} list {state.config.scope}` ended with "
+            f"status {result.status}; expected the DCS to answer, since a rollback removes the cluster from it after "
+            f"the promotion. Bring the DCS back first; it said: {said}"
+        )
+    return names
 
 
 def _names(value: object) -> set[str]:
