@@ -143,3 +143,19 @@ def test_an_unreachable_cluster_does_not_blind_the_others(scene: Scene, registry
     assert state == "failed" and "no Patroni of cluster 'gone' answers" in problem
     state, problem, _ = look(scene, "broken")
     assert state == "failed" and "did you mean 'ssh_conn_id'" in problem
+
+
+def test_the_disks_are_watched_while_no_patroni_answers(scene: Scene, registry: Path) -> None:
+    scene.checkpoint()
+    scene.lab.stop_patroni(*scene.lab.names)
+    try:
+        change(registry, scene.lab.name, limits={"disk_free_percent": 99})
+        state, problem, _ = look(scene, scene.lab.name)
+    finally:
+        scene.lab.start_patroni(*scene.lab.names)
+        scene.lab.wait_healthy(90)
+    assert state == "failed"
+    assert f"no Patroni of cluster '{scene.lab.name}' answers" in problem
+    assert problem.count("the limit is 99 % (limits.disk_free_percent)") >= len(scene.lab.names)
+    assert "nothing is released by itself while no Patroni answers" in problem
+    assert scene.journal()["phase"] == "held"

@@ -10,7 +10,7 @@ from airflow.sdk.observability import stats
 
 from bluegreen.checkpoint import Checkpoint, Phase, parse_owner
 from bluegreen.clusters import Limits, load_registry
-from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError
+from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError, UnreachableError
 from bluegreen.forecast import Disk, seconds_until_full
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.journals import remove_journals
@@ -74,21 +74,30 @@ class MonitorClusterOperator(BluegreenOperator):
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Look at everything, then say all that is wrong."""
-        survey = hook.survey(patroni_must_answer=True)
-        if survey.topology is None:
-            raise FailedForNowError("no Patroni answers")
+        silent = ""
+        try:
+            survey = hook.survey(patroni_must_answer=True)
+        except UnreachableError as error:
+            silent, survey = str(error), _without_patroni(hook, error)
         busy, unknown = _locks(survey, context)
-        look = _Look(hook, survey, survey.topology, self._earlier(context))
+        look = _Look(hook, survey, self._earlier(context))
         look.disks()
         if busy:
             # What it does looks like faults from here, but a full disk is one whoever works.
             self.log.info("%s works on this cluster; only its disks are looked at meanwhile", busy)
             look.figures["busy"] = busy
             look.problems = look.full_disks
+        elif silent or survey.topology is None:
+            # Patroni may serve without its DCS, and the disks fill up meanwhile; a release needs Patroni's view.
+            look.problems = [silent, *unknown, *look.problems]
+            if look.must_release and survey.checkpoint:
+                look.problems.append(
+                    f"nothing is released by itself while no Patroni answers, although {look.must_release}"
+                )
         else:
             look.problems += unknown
-            look.replication()
-            look.replay()
+            look.replication(survey.topology)
+            look.replay(survey.topology)
             look.checkpoint()
             look.problems += _abandoned(survey.checkpoint, context)
             if look.must_release and hook.cluster.auto_release and survey.checkpoint:
@@ -125,6 +134,15 @@ class MonitorClusterOperator(BluegreenOperator):
         try:
             lock_cluster(hook, context, "auto_release", survey, held=checkpoint.held, members=checkpoint.members)
             try:
+                # A look takes its time: what it saw may have been released, and another one taken since.
+                survey = hook.survey(patroni_must_answer=True)
+                now = survey.known_checkpoint()
+                if now is None or (now.id, now.phase) != (checkpoint.id, checkpoint.phase):
+                    found = f"{now.id} ({now.phase.value})" if now else "none"
+                    return [
+                        f"checkpoint {checkpoint.id} is not released by itself, although {why}: when the cluster was "
+                        f"locked for that, the checkpoint was {found}; the next look decides"
+                    ]
                 release(hook, survey, find(hook, survey, None))
                 said.append(
                     f"RELEASED: the hold of checkpoint {checkpoint.id} on {checkpoint.held} was released, because "
@@ -142,13 +160,13 @@ class MonitorClusterOperator(BluegreenOperator):
 class _Look:
     """One look at one cluster, gathering figures, warnings and problems."""
 
-    def __init__(self, hook: ClusterHook, survey: Survey, topology: Topology, earlier: dict[str, Any]) -> None:
+    def __init__(self, hook: ClusterHook, survey: Survey, earlier: dict[str, Any]) -> None:
         self.hook = hook
         self.survey = survey
-        self.topology = topology
         self.earlier = earlier
         self.limits: Limits = hook.cluster.limits
-        self.figures: dict[str, Any] = {"members": {member.name: {} for member in topology.members}}
+        names = [member.name for member in survey.topology.members] if survey.topology else sorted(survey.states)
+        self.figures: dict[str, Any] = {"members": {name: {} for name in names}}
         self.disk_figures: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.problems: list[str] = [str(problem) for problem in survey.problems.values()]
@@ -160,12 +178,19 @@ class _Look:
         checkpoint = self.survey.checkpoint
         return checkpoint.held if checkpoint else None
 
-    def replication(self) -> None:
+    @property
+    def leaders(self) -> set[str]:
+        """Who leads, or, where no Patroni says so, led when the checkpoint was taken."""
+        if self.survey.topology:
+            return {member.name for member in self.survey.topology.members if member.is_leader}
+        return {self.survey.checkpoint.leader} if self.survey.checkpoint else set()
+
+    def replication(self, topology: Topology) -> None:
         """Lag per standby and the WAL that slots keep back, on the primary."""
         try:
-            leader = self.topology.leader
+            leader = topology.leader
             sql = self.hook.sql(leader.name, leader.host, leader.port)
-            rows, slots = self.hook.replication(self.topology), sql.rows("slots")
+            rows, slots = self.hook.replication(topology), sql.rows("slots")
         except BluegreenError as error:
             self.problems.append(str(error))
             return
@@ -174,7 +199,7 @@ class _Look:
                 figures = self.figures["members"][row["application_name"]]
                 figures |= {name: row[name] for name in ("state", "flush_lag_bytes", "replay_lag_bytes")}
         problems = lag_problems(
-            self.topology, rows, limit_bytes=self.limits.lag_bytes, held=self.held, held_must_replay=False
+            topology, rows, limit_bytes=self.limits.lag_bytes, held=self.held, held_must_replay=False
         )
         self.problems += [f"{line}; the limit is {self.limits.lag_bytes} (limits.lag_bytes)" for line in problems]
         if self.held and not any(row["application_name"] == self.held for row in rows):
@@ -202,9 +227,9 @@ class _Look:
             self.problems.append(f"{text}; run bluegreen_resume or bluegreen_rollback")
             self.must_release = self.must_release or text
 
-    def replay(self) -> None:
+    def replay(self, topology: Topology) -> None:
         """Replay delay and receiver, on each standby."""
-        for member in self.topology.replicas:
+        for member in topology.replicas:
             try:
                 row = self.hook.sql(member.name, member.host, member.port).row("replay_delay")
             except BluegreenError as error:
@@ -232,7 +257,6 @@ class _Look:
             names, lambda node: node.data_directory(self.survey.states[node.member].config)
         )
         self.problems += [str(problem) for problem in problems.values()]
-        leaders = {member.name for member in self.topology.members if member.is_leader}
         for name, data in sorted(found.items()):
             for which in ("data", "wal"):
                 try:
@@ -241,7 +265,7 @@ class _Look:
                     self.problems.append(f"{name}: {error}")
                     continue
                 disk = Disk(device, size, free, data.epoch_seconds)
-                self._disk(name, which, disk, decides=name in leaders or name == self.held)
+                self._disk(name, which, disk, decides=name in self.leaders or name == self.held)
 
     def _disk(self, name: str, which: str, disk: Disk, *, decides: bool) -> None:
         key = f"{name}.{which}"
@@ -311,6 +335,17 @@ class _Look:
                 f"checkpoint {checkpoint.id} is past its expiry ({checkpoint.expires_at}); run bluegreen_resume, or "
                 "bluegreen_rollback while it is still wanted"
             )
+
+
+def _without_patroni(hook: ClusterHook, why: UnreachableError) -> Survey:
+    """Look at the nodes alone.
+
+    :raises UnreachableError: why no Patroni answered, where nothing can be read there either.
+    """
+    try:
+        return hook.survey()
+    except BluegreenError:
+        raise why from None
 
 
 def _locks(survey: Survey, context: Context) -> tuple[str, list[str]]:
