@@ -15,13 +15,19 @@ def archive_files(folder: Path) -> dict[str, str]:
 
 
 def archive_everything(scene: Scene) -> Path:
-    """Turn on archiving into one folder; the cluster as it is then counts as the fresh one."""
+    """Turn on archiving into one folder; the cluster as it is then counts as the fresh one.
+
+    The command fails as long as there is a file of that name and ``.closed``.
+    """
     lab = scene.lab
     folder = Path(lab.info["directory"]) / "archive"
     place = shlex.quote(str(folder))
     change = {
         "postgresql": {
-            "parameters": {"archive_mode": "on", "archive_command": f"test ! -f {place}/%f && cp %p {place}/%f"},
+            "parameters": {
+                "archive_mode": "on",
+                "archive_command": f"test ! -e {place}.closed && test ! -f {place}/%f && cp %p {place}/%f",
+            },
             "recovery_conf": {"restore_command": f"cp {place}/%f %p"},
         }
     }
@@ -104,3 +110,18 @@ def _known_timelines(scene: Scene) -> set[str]:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.suffix == ".history" else ""
+
+
+def test_an_archive_that_takes_nothing_from_the_new_leader_is_told(scene: Scene) -> None:
+    folder = archive_everything(scene)
+    scene.checkpoint()
+    scene.deploy_badly()
+    closed = folder.with_name(folder.name + ".closed")
+    closed.touch()
+    try:
+        report = scene.rollback()
+    finally:
+        closed.unlink()
+    (warning,) = (one for one in report["warnings"] if "could not archive" in one)
+    assert warning.startswith(f"{scene.held} could not archive 0000000")
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)

@@ -82,6 +82,7 @@ class CloseCheckpointOperator(BluegreenOperator):
             return result
         if checkpoint.phase is Phase.TAKEN_OVER:
             warnings += _restore_owners_tag(hook, checkpoint)
+            warnings += _archive_fails(hook)
         keep = _log_in_use(hook, survey, checkpoint)
         if keep:
             warnings.append(
@@ -126,6 +127,19 @@ def _log_in_use(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> li
     data_dir = survey.states[checkpoint.held].config.data_dir
     said = node.done(shell.logs_to(data_dir, node.config_path + shell.LOG), "looking where the server logs to")
     return [shell.LOG] if "used" in said.sections() else []
+
+
+def _archive_fails(hook: ClusterHook) -> list[str]:
+    """Say where the new leader cannot archive: its WAL piles up, and no restore from the archive reaches it."""
+    leader = hook.patroni.topology().leader
+    row = hook.sql(leader.name, leader.host, leader.port).row("archiver")
+    if not row["fails"]:
+        return []
+    return [
+        f"{leader.name} could not archive {row['last_failed_wal']} ({row['last_failed_time']}): its WAL piles up, and "
+        "the archive does not have the new timeline. It was started outside Patroni's service, without the environment "
+        "that the archive command may need: `patronictl restart` it when that does no harm, and read its log"
+    ]
 
 
 def _restore_owners_tag(hook: ClusterHook, checkpoint: Checkpoint) -> list[str]:
