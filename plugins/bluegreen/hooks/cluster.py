@@ -374,9 +374,15 @@ class ClusterHook:
                     continue
                 taken.append(name)
             if not locks_suffice(taken, held, names, hosts_down):
+                by_hand = ""
+                if owner.operation == "resume":
+                    by_hand = (
+                        ". Where those hosts do not come back, a person lets the standby go on by hand, as "
+                        "docs/troubleshooting.md says below 'Airflow is down'"
+                    )
                 raise LockedError(
                     f"only {len(taken)} of {len(names)} members could be locked; expected the held one and a "
-                    "majority: " + "; ".join(str(error) for error in unread)
+                    f"majority: {'; '.join(str(error) for error in unread)}{by_hand}"
                 )
         except BluegreenError:
             self.unlock(owner, taken)
