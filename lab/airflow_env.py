@@ -22,7 +22,7 @@ def airflow_settings(secrets: dict[str, str], url: str) -> dict[str, str]:
         "AIRFLOW__CORE__FERNET_KEY": secrets["fernet"],
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
-        # a task whose api-server is not up yet fails after five requests, within 20 s, and has used up a try
+        # a task whose api-server is not up yet fails after five requests, within some 15 s, and has used up a try
         "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "10",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",

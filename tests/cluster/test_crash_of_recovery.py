@@ -7,6 +7,8 @@ start as it is would replay the discarded transactions, beside a history file th
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ import pytest
 from lab.cluster import Lab
 from tests.cluster.scene import Scene
 from tests.cluster.test_runbook import run
-from tests.cluster.verdict import history_files, verdict
+from tests.cluster.verdict import contents, history_files, verdict
 
 # what is replayed on the way to the mark takes long enough to find the process that makes the checkpoint
 FILLER = "create table filler as select i, repeat('x', 200) from generate_series(1, 400000) i"
@@ -25,8 +27,11 @@ STANDBY = "Database cluster state:               in archive recovery"
 
 
 @contextlib.contextmanager
-def dies_before_its_checkpoint(lab: Lab, held: str) -> Iterator[list[str]]:
-    """Kill the server that recovers, once, in that moment; the list gets what pg_control says then."""
+def dies_before_its_checkpoint(lab: Lab, held: str, *, started_again: bool = False) -> Iterator[list[str]]:
+    """Kill the server that recovers, once, in that moment; the list gets what pg_control says then.
+
+    :param started_again: somebody starts it as it is, at once.
+    """
     node, seen, end = lab.nodes[held], list[str](), threading.Event()
     before, known = lab.postmaster(held), set(history_files(node))
 
@@ -47,8 +52,20 @@ def dies_before_its_checkpoint(lab: Lab, held: str) -> Iterator[list[str]]:
         time.sleep(0.5)
         seen.append(lab.ssh(held, f"{lab.info['bin_dir']}/pg_controldata {node.data_dir}").stdout)
         server = psutil.Process(pid)
+        command, owner = server.cmdline(), server.uids().real
         for process in (server, *server.children()):
             process.kill()
+        if started_again:
+            server.wait(10)
+            as_owner = {"user": owner, "group": owner} if os.getuid() != owner else {}
+            subprocess.Popen(
+                command,
+                cwd=node.data_dir,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                **as_owner,
+            )
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -94,3 +111,30 @@ def test_the_runbook_recovers_once_more_when_it_is_run_again(scene: Scene, tmp_p
     status, said = run(scene, text, tmp_path)
     assert status == 0, said
     ended_at_the_mark(scene, seen, known)
+
+
+@pytest.mark.whole
+def test_who_was_started_past_the_mark_is_left_out_and_the_others_serve(scene: Scene) -> None:
+    lab = scene.lab
+    begin(scene)
+    held, deployed = scene.held, contents(lab, scene.leader)
+    with dies_before_its_checkpoint(lab, held, started_again=True) as seen:
+        state, report = scene.run("rollback", **scene.rollback_conf())
+    assert seen and STANDBY in seen[0]
+    assert (state, report["result"]) == ("failed", "failed"), report
+    assert "it is not on the timeline that began 'after transaction" in report["message"], report["message"]
+    assert "The old cluster was put back into service" in report["message"], report["message"]
+    assert f"checkpoint {scene.record['id']} is lost" in report["message"], report["message"]
+    assert lab.postmaster(held) is None, "it was started as somebody's standby"
+    others = [name for name in lab.names if name != held]
+    assert [contents(lab, name) for name in others] == [deployed] * 2
+
+    said = scene.refused("rollback", **scene.rollback_conf())
+    assert f"checkpoint {scene.record['id']} is lost" in said, said
+
+    node = lab.nodes[held]
+    lab.ssh(held, f"rm -r {node.data_dir} && mv {node.patroni_config}.bluegreen-aside {node.patroni_config}")
+    lab.start_patroni(held)
+    lab.wait_healthy(90)
+    scene.must("resume")
+    verdict(lab, before=scene.fresh, rows=deployed)
