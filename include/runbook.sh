@@ -71,8 +71,12 @@ branch() { # the line of history that proves a promotion right after the mark, o
   # It is written before the checkpoint there. Until that is done, a crash leads back to the old timeline.
   on=$("$bin/pg_controldata" "$data" | sed -n "s/^Latest checkpoint's TimeLineID: *//p")
   case $on in '' | *[!0-9]*) fail "$member: pg_controldata says timeline '$on', expected a number" ;; esac
-  number=$(basename -- "$file" .history)
-  if [ "$on" -ge "$((0x$number))" ]; then tail -n 1 < "$file"; fi
+  line=$(tail -n 1 < "$file"); file="$wal/$(printf '%08X' "$on").history"
+  if [ -f "$file" ] && grep -qxF -e "$line" < "$file"; then printf '%s\n' "$line"; fi
+}
+cut_short() { # whether the last start was the recovery, which came to the mark and not to its checkpoint there
+  file=$(begun)
+  [ -n "$file" ] && [ -z "$(branch)" ] && [ -e "$data/postmaster.opts" ] && [ "$file" -nt "$data/postmaster.opts" ]
 }
 ask() { # SQL on standard input, over the socket
   PGCONNECT_TIMEOUT=5 "$bin/psql" -XAtqw -v ON_ERROR_STOP=1 -v xid="$xid" -v lsn="$lsn" \
@@ -262,6 +266,7 @@ prove_held() {
   on "$held" <<'STEP'
 line=$(branch)
 if [ -n "$line" ]; then echo "proven: promoted already: $line"; exit 0; fi
+if [ -n "$(begun)" ] && runs; then echo "proven: $member is at the mark, and ends its recovery"; exit 0; fi
 if grep -q '"pause": *true' "$data/patroni.dynamic.json" 2>/dev/null; then
   # Patroni writes this file to the DCS again after the removal.
   fail "the cluster is in maintenance mode, in which $member would not become the leader: patronictl resume first"
@@ -304,10 +309,11 @@ control() { printf '%s\n' "$control" | sed -n "s/^$1: *//p"; }
 found=$(control 'Database system identifier')
 [ "$found" = "$system_identifier" ] || fail "$data has the system identifier '$found', expected $system_identifier"
 found=$(control 'Database cluster state')
+# A crash recovery writes pages from after the mark, and the positions below say nothing of it.
 case $found in
   'in archive recovery' | 'shut down in recovery') ;;
-  # A crash recovery writes pages from after the mark, and the positions below say nothing of it.
-  *) lost "the server of $member was '$found', expected a standby's, in archive recovery or shut down in recovery" ;;
+  *) [ "$found" = 'shutting down' ] && cut_short ||
+    lost "the server of $member was '$found', and not as the recovery to the mark leaves it; expected a standby's" ;;
 esac
 redo=$(control "Latest checkpoint's REDO location")
 consistent=$(control 'Minimum recovery ending location')
@@ -397,7 +403,8 @@ case $reached in
   standby)
     status=0; prove_held || status=$?
     [ "$status" != 3 ] || stop "checkpoint $id is lost: nobody can go back to it. Repair the release going forward, \
-or restore a backup. Nothing was changed"
+or restore a backup. Nothing was changed by this run; where an earlier one has stopped members, bring them back as \
+below, without $held. $(old_cluster)"
     [ "$status" = 0 ] || stop "it is not proven that $held can go back to the mark (above: why). Mend that, then \
 run this again. Nothing was changed"
     list=$(table) || stop "patronictl list fails on $held (above: why), and this needs it after the point of no return \
@@ -562,8 +569,9 @@ fi
 try=0
 while state=$(echo 'select pg_is_in_recovery()' | ask 2>/dev/null) || state=; [ "$state" != f ]; do
   if ! runs; then
-    tail -n 5 -- "$config.bluegreen-log" >&2
-    if [ -n "$(begun)" ]; then exit 7; fi
+    tail -n 5 -- "$config.bluegreen-log" >&2 || true
+    if [ -n "$(branch)" ]; then exit 7; fi
+    if [ -n "$(begun)" ]; then exit 8; fi
     fail "the server ended before its promotion"
   fi
   try=$((try + 1))
@@ -583,8 +591,11 @@ start Patroni on it. To serve again, bring the others back as below, without $he
 and bring it back as well, to be cloned. $(old_cluster)" ;;
     6) stop "$held still recovers after an hour, as far as is known. Watch $held's log (its configuration's \
 .bluegreen-log): while it replays, wait, then run this again" ;;
-    7) stop "$held has begun the timeline from the mark, but does not run as it must (above: why). There is only \
-forward: mend that, then run this again" ;;
+    7) stop "$held was promoted at the mark, but does not run as it must (above: why). There is only forward: mend \
+that, then run this again" ;;
+    8) stop "$held came to the mark, and its server ended before it was promoted there (above: why). Mend that, then run \
+this again: it recovers once more. To serve again meanwhile, bring the others back as below, without $held. \
+$(old_cluster)" ;;
     255) stop "the connection to $held was lost (above: why), and whether it was promoted is not known. Run this \
 again: it looks" ;;
     *) stop "$held was not promoted (above: why). The checkpoint is as it was: mend that, then run this again. \

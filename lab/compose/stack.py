@@ -19,12 +19,16 @@ from lab.compose.files import BIN_DIR, CONFIG, DATA_DIR, ETCD_NODES, REGISTRY, R
 from lab.config import CHECKOUT, LabError
 from lab.standalone import unhealthy
 
+TASKS = ("scheduler", "worker-1", "worker-2")
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 BASE_IMAGE = "bluegreen-base"
 NAME = "bluegreen"
 PROJECT = f"label=com.docker.compose.project={NAME}"
-# what Compose calls the folder from which a container was started
-FOLDER = "com.docker.compose.project.working_dir"
+# the folder from which a container was started, as Compose says, and the one for which a volume was made
+FOLDERS = {
+    "container": '.Config.Labels "com.docker.compose.project.working_dir"',
+    "volume": '.Labels "bluegreen.folder"',
+}
 WELL = ("running healthy", "exited 0")
 IMAGES = ("node", "services", "airflow")
 # as long as this file is there systemd does not start a killed Patroni again
@@ -66,7 +70,7 @@ def compose(*arguments: str, profiles: Iterable[str] | None = None) -> None:
     """
     place = Place.load()
     environment = {**os.environ, **place.environment, "COMPOSE_PROJECT_NAME": NAME}
-    environment["BASE"] = BASE_IMAGE
+    environment |= {"BASE": BASE_IMAGE, "FOLDER": str(CHECKOUT)}
     environment["COMPOSE_PROFILES"] = ",".join(place.profiles if profiles is None else profiles)
     command = [*compose_command(), "-f", str(CHECKOUT / "docker-compose.yaml"), *arguments]
     done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, text=True)
@@ -113,20 +117,21 @@ def exists() -> bool:
 
 
 def check_ours(allowed: str = "") -> None:
-    """See that no container of a project of this name was started from another folder.
+    """See that no container and no volume of a project of this name is another folder's.
 
-    :param allowed: one more folder whose containers count as ours.
-    :raises LabError: when one was: it is another checkout's, or no bluegreen at all.
+    :param allowed: one more folder whose containers and volumes count as ours.
+    :raises LabError: when one is: it is another checkout's, or no bluegreen at all.
     """
-    ids = _ids("container")
-    found = docker("inspect", "--format", f'{{{{index .Config.Labels "{FOLDER}"}}}}', *ids).stdout if ids else ""
     ours = {os.path.realpath(CHECKOUT), os.path.realpath(allowed or CHECKOUT)}
-    if others := {line for line in found.split("\n") if line and os.path.realpath(line) not in ours}:
-        other = sorted(others)[0]
-        raise LabError(
-            f"Docker has containers of a project called {NAME} that was started in {other}, expected none but those "
-            f"of {CHECKOUT}: stop it there, or from here by make compose-down FROM={other}"
-        )
+    for kind, where in FOLDERS.items():
+        ids = _ids(kind)
+        found = docker(kind, "inspect", "--format", f"{{{{index {where}}}}}", *ids).stdout if ids else ""
+        if others := {line for line in found.split("\n") if line and os.path.realpath(line) not in ours}:
+            other = sorted(others)[0]
+            raise LabError(
+                f"Docker has {kind}s of a project called {NAME} that was started in {other}, expected none but those "
+                f"of {CHECKOUT}: remove it there by make compose-down VOLUMES=1, or from here with FROM={other} too"
+            )
 
 
 def remove(*kinds: str) -> None:
@@ -138,8 +143,16 @@ def remove(*kinds: str) -> None:
     for kind in kinds:
         if ids := _ids(kind):
             if kind == "container":
-                docker("stop", *ids)
+                stop_containers(ids)
             docker(kind, "rm", *ids)
+
+
+def stop_containers(ids: Iterable[str]) -> None:
+    """Stop containers, those first that run Airflow's tasks: without the web server a task cannot end well."""
+    first = {one for name in TASKS for one in _containers_of(name)}
+    for together in ([one for one in ids if one in first], [one for one in ids if one not in first]):
+        if together:
+            docker("stop", *together)
 
 
 def _ids(kind: str) -> list[str]:
@@ -155,7 +168,7 @@ def remove_unchosen(place: Place) -> None:
     """Remove containers of profiles that are not chosen any more; Compose leaves them running."""
     for service in services() - services(place):
         if found := _containers_of(service):
-            docker("stop", *found)
+            stop_containers(found)
             docker("rm", *found)
 
 
@@ -408,7 +421,7 @@ class ComposeAirflow:
 
     def stop(self) -> bool:
         """Stop every component; tasks that run are waited for."""
-        docker("stop", *self._containers())
+        stop_containers(self._containers())
         return True
 
     def start(self) -> None:

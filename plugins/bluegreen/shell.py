@@ -17,6 +17,7 @@ CLEAN = ".bluegreen-clean"
 JOURNAL = ".bluegreen-journal"
 LOCK = ".bluegreen-lock"
 LOG = ".bluegreen-log"
+LIST_SECONDS = 15
 ORIGINAL = ".bluegreen-original"
 RUNBOOK = ".bluegreen-runbook"
 SAVED = ".bluegreen-saved"
@@ -121,6 +122,9 @@ if [ -d "$data" ]; then
   if [ -d "$wal" ]; then
     ls "$wal" | section wal_names
     for file in "$wal"/*.history; do if [ -f "$file" ]; then section "history:${file##*/}" < "$file"; fi; done
+    for file in "$wal"/*.history; do
+      if [ -e "$data/postmaster.opts" ] && [ "$file" -nt "$data/postmaster.opts" ]; then echo "${file##*/}"; fi
+    done | section since_start
     df -Pk -- "$wal" | tail -n 1 | section wal_disk
   fi
   df -Pk -- "$data" | tail -n 1 | section data_disk
@@ -431,9 +435,12 @@ def list_cluster(patronictl: str, config: str, scope: str) -> str:
 
 
 def list_members(patronictl: str, config: str, scope: str) -> str:
-    """Print the members that the DCS holds of a cluster, as JSON."""
+    """Print the members that the DCS holds of a cluster, as JSON; fail where it does not answer in time."""
     return script(
-        '"$patronictl" -c "$config" list -f json "$scope"\n', patronictl=patronictl, config=config, scope=scope
+        f'timeout -k 5 {LIST_SECONDS} "$patronictl" -c "$config" list -f json "$scope"\n',
+        patronictl=patronictl,
+        config=config,
+        scope=scope,
     )
 
 

@@ -37,9 +37,14 @@ case $1 in
     if [ "$(cat "$data/timeline")" = 1 ]; then
       if [ ! -e "$data/recovery.signal" ]; then touch "$root/went-past-the-mark"; exit 1; fi
       rm "$data/recovery.signal"
+      touch "$data/postmaster.opts"; sed -i 's/^/&/' "$data/postmaster.opts"
       number=2; if [ -e "$data/pg_wal/00000002.history" ]; then number=3; fi
       cp "$root/line" "$data/pg_wal/0000000$number.history"
-      if [ -e "$root/crashes" ]; then rm "$root/crashes" "$data/postmaster.pid"; exit 1; fi
+      if [ -e "$root/crashes" ]; then
+        # its checkpoint had begun
+        echo 'shutting down' > "$data/state"; rm "$root/crashes" "$data/postmaster.pid"; exit 1
+      fi
+      rm -f "$data/state"
       echo $number > "$data/timeline"
       mv "$data/pg_wal/000000010000000000000003" "$data/pg_wal/000000010000000000000003.partial"
     fi ;;
@@ -159,7 +164,9 @@ class Nodes:
             bin_dir = self.root / name / "bin"
             control = "\n".join(f"{key}:   {value}" for key, value in self.control.items())
             on = 'Latest checkpoint\'s TimeLineID:       $(cat "$data/timeline")'
-            self.program(bin_dir / "pg_controldata", f"{head}cat <<'END'\n{control}\nEND\necho \"{on}\"")
+            changed = "s/^Database cluster state:.*/Database cluster state:   $(cat $data/state)/"
+            show = f'if [ -e $data/state ]; then sed "{changed}"; else cat; fi <<\'END\'\n{control}\nEND\necho "{on}"'
+            self.program(bin_dir / "pg_controldata", head + show)
             self.program(bin_dir / "pg_waldump", f'printf "%s\\n" "$*" >> {self.root}/waldump\n{self.waldump}')
             self.program(bin_dir / "psql", f"cat >> {self.root}/asked\n{head}{self.psql}")
             self.program(bin_dir / "pg_ctl", head + PG_CTL)
@@ -296,7 +303,8 @@ def test_a_server_that_died_before_the_checkpoint_of_its_new_timeline_is_recover
     text = nodes.text()
     status, said = nodes.run(text)
     assert status == 1
-    assert "STOPPED in step 3: n2 has begun the timeline from the mark, but does not run as it must" in said
+    assert "STOPPED in step 3: n2 came to the mark, and its server ended before it was promoted there" in said
+    assert f"mv {nodes.root}/n1/patroni.yml.bluegreen-aside" in said
     assert "POINT OF NO RETURN IS PASSED" not in said
     status, said = nodes.run(text)
     assert status == 0, said

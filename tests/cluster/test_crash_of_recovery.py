@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,17 +25,27 @@ from tests.cluster.verdict import contents, history_files, verdict
 
 # what is replayed on the way to the mark takes long enough to find the process that makes the checkpoint
 FILLER = "create table filler as select i, repeat('x', 200) from generate_series(1, 400000) i"
-STANDBY = "Database cluster state:               in archive recovery"
+STATES = {"before it": "in archive recovery", "during it": "shutting down"}
+# of pg_control: what its server says of itself, a number
+AT, SHUTTING_DOWN = 16, (3).to_bytes(4, sys.byteorder)
 
 
 @contextlib.contextmanager
-def dies_before_its_checkpoint(lab: Lab, held: str, *, started_again: bool = False) -> Iterator[list[str]]:
+def dies_at_its_checkpoint(lab: Lab, held: str, when: str, *, started_again: bool = False) -> Iterator[list[str]]:
     """Kill the server that recovers, once, in that moment; the list gets what pg_control says then.
 
+    :param when: one of STATES.
     :param started_again: somebody starts it as it is, at once.
     """
     node, seen, end = lab.nodes[held], list[str](), threading.Event()
     before, known = lab.postmaster(held), set(history_files(node))
+    control = node.data_dir / "global" / "pg_control"
+
+    def reached() -> bool:
+        if when == "before it":
+            return set(history_files(node)) > known
+        with control.open("rb") as file:
+            return file.read(AT + 4)[AT:] == SHUTTING_DOWN
 
     def watch() -> None:
         checkpointer = None
@@ -45,9 +57,11 @@ def dies_before_its_checkpoint(lab: Lab, held: str, *, started_again: bool = Fal
                     checkpointer = next((one for one in children if "checkpointer" in "".join(one.cmdline())), None)
         if checkpointer is None:
             return
+        if when == "before it":
+            checkpointer.suspend()
+        while not end.is_set() and not reached():
+            time.sleep(0.0005)
         checkpointer.suspend()
-        while not end.is_set() and set(history_files(node)) <= known:
-            time.sleep(0.001)
         # the rest of what is done before the checkpoint
         time.sleep(0.5)
         seen.append(lab.ssh(held, f"{lab.info['bin_dir']}/pg_controldata {node.data_dir}").stdout)
@@ -57,15 +71,9 @@ def dies_before_its_checkpoint(lab: Lab, held: str, *, started_again: bool = Fal
             process.kill()
         if started_again:
             server.wait(10)
-            as_owner = {"user": owner, "group": owner} if os.getuid() != owner else {}
-            subprocess.Popen(
-                command,
-                cwd=node.data_dir,
-                start_new_session=True,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                **as_owner,
-            )
+            as_owner: dict[str, Any] = {"user": owner, "group": owner} if os.getuid() != owner else {}
+            more = as_owner | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.Popen(command, cwd=node.data_dir, start_new_session=True, **more)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -84,43 +92,52 @@ def begin(scene: Scene) -> set[str]:
     return set(history_files(scene.lab.nodes[scene.held]))
 
 
-def ended_at_the_mark(scene: Scene, seen: list[str], known: set[str]) -> None:
-    """It was killed in that moment, and everybody has the old rows on the timeline after the dead one."""
-    assert seen and STANDBY in seen[0], "the server was not killed between its new timeline and the checkpoint there"
+def killed(seen: list[str], when: str) -> None:
+    """It was killed in that moment, and pg_control was on the old timeline."""
+    assert seen and f"Database cluster state:               {STATES[when]}" in seen[0], seen or "it was not killed"
+
+
+def ended_at_the_mark(scene: Scene, known: set[str]) -> None:
+    """Everybody has the old rows, on the timeline after the dead one."""
     picture = verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
     assert picture.members[scene.held].timeline == scene.timeline + 2
     assert len(set(history_files(scene.lab.nodes[scene.held])) - known) == 2
 
 
-def test_a_rollback_recovers_once_more(scene: Scene) -> None:
+@pytest.mark.parametrize("when", [pytest.param("before it", marks=pytest.mark.whole), "during it"])
+def test_a_rollback_recovers_once_more(scene: Scene, when: str) -> None:
     known = begin(scene)
-    with dies_before_its_checkpoint(scene.lab, scene.held) as seen:
+    with dies_at_its_checkpoint(scene.lab, scene.held, when) as seen:
         scene.rollback()
-    ended_at_the_mark(scene, seen, known)
+    killed(seen, when)
+    ended_at_the_mark(scene, known)
 
 
 @pytest.mark.whole
-def test_the_runbook_recovers_once_more_when_it_is_run_again(scene: Scene, tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", STATES)
+def test_the_runbook_recovers_once_more_when_it_is_run_again(scene: Scene, tmp_path: Path, when: str) -> None:
     known = begin(scene)
     path = scene.lab.nodes[scene.held].patroni_config
     text = path.with_name(path.name + ".bluegreen-runbook").read_text()
-    with dies_before_its_checkpoint(scene.lab, scene.held) as seen:
+    with dies_at_its_checkpoint(scene.lab, scene.held, when) as seen:
         status, said = run(scene, text, tmp_path)
+    killed(seen, when)
     assert status == 1, said
-    assert f"{scene.held} has begun the timeline from the mark, but does not run as it must" in said, said
+    assert f"{scene.held} came to the mark, and its server ended before it was promoted there" in said, said
     status, said = run(scene, text, tmp_path)
     assert status == 0, said
-    ended_at_the_mark(scene, seen, known)
+    ended_at_the_mark(scene, known)
 
 
 @pytest.mark.whole
-def test_who_was_started_past_the_mark_is_left_out_and_the_others_serve(scene: Scene) -> None:
+@pytest.mark.parametrize("when", STATES)
+def test_who_was_started_past_the_mark_is_left_out_and_the_others_serve(scene: Scene, when: str) -> None:
     lab = scene.lab
     begin(scene)
     held, deployed = scene.held, contents(lab, scene.leader)
-    with dies_before_its_checkpoint(lab, held, started_again=True) as seen:
+    with dies_at_its_checkpoint(lab, held, when, started_again=True) as seen:
         state, report = scene.run("rollback", **scene.rollback_conf())
-    assert seen and STANDBY in seen[0]
+    killed(seen, when)
     assert (state, report["result"]) == ("failed", "failed"), report
     assert "it is not on the timeline that began 'after transaction" in report["message"], report["message"]
     assert "The old cluster was put back into service" in report["message"], report["message"]

@@ -146,11 +146,13 @@ def test_what_is_mounted_and_cannot_be_read_is_named(project: Path, monkeypatch:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """What Docker answers: folders of containers, names of volumes."""
-    has: dict[str, list[str]] = {"folders": [], "volume": []}
+    has: dict[str, list[str]] = {"folders": [], "volume": [], "made for": []}
 
     def docker(*arguments: str, **_: Any) -> subprocess.CompletedProcess[str]:
-        found = {"inspect": has["folders"], "container": ["an-id"] * bool(has["folders"]), "volume": has["volume"]}
-        return subprocess.CompletedProcess(arguments, 0, "\n".join(found[arguments[0]]) + "\n", "")
+        kind, what = arguments[:2]
+        listed = {"container": ["an-id"] * bool(has["folders"]), "volume": has["volume"]}[kind]
+        found = listed if what == "ls" else has["folders" if kind == "container" else "made for"]
+        return subprocess.CompletedProcess(arguments, 0, "\n".join(found) + "\n", "")
 
     monkeypatch.setattr(stack, "docker", docker)
     return has
@@ -162,6 +164,13 @@ def test_what_another_folder_has_started_is_left_alone(engine: dict[str, list[st
     stack.check_ours()
     engine["folders"].append(str(tmp_path))
     with pytest.raises(LabError, match=f"was started in {tmp_path}, expected none but those of"):
+        stack.check_ours()
+    stack.check_ours(str(tmp_path))
+
+    engine |= {"folders": [], "volume": ["bluegreen_metadata", "bluegreen_pictures"], "made for": [str(CHECKOUT)]}
+    stack.check_ours()
+    engine["made for"] = [str(tmp_path)]
+    with pytest.raises(LabError, match=f"has volumes of a project called bluegreen that was started in {tmp_path}"):
         stack.check_ours()
     stack.check_ours(str(tmp_path))
 

@@ -138,6 +138,11 @@ class DataDirectory:
         return {name.partition(":")[2]: text for name, text in self.raw.items() if name.startswith("history:")}
 
     @property
+    def since_start(self) -> list[str]:
+        """The history files that are newer than the server's last start."""
+        return self.raw.get("since_start", "").split()
+
+    @property
     def wal_names(self) -> list[str]:
         """File names in the WAL directory."""
         return self.raw.get("wal_names", "").split()

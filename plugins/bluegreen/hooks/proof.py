@@ -9,11 +9,10 @@ from bluegreen.checkpoint import Checkpoint
 from bluegreen.exceptions import CheckpointLostError, FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.node import DataDirectory, NodeHook
+from bluegreen.hooks.promotion import STANDBY_STATES, STATE, was_standby
 from bluegreen.recovery.versions import ServerVersion
 from bluegreen.recovery.wal import commit_is_in, missing_segments, parse_lsn, segment_ids, speaks_of_wal
 
-# what pg_control says of a server that was never more than a standby
-STANDBY_STATES = frozenset({"in archive recovery", "shut down in recovery"})
 LOST = "take a new one before the next deployment; this one cannot be rolled back to"
 # the end of a recovery copies one WAL file for the new timeline, and prepares the next
 SEGMENTS_TO_PROMOTE = 2
@@ -65,11 +64,10 @@ def prove_wal(node: NodeHook, checkpoint: Checkpoint, data_dir: str, found: Data
     version = ServerVersion(checkpoint.server_version_num)
     if checkpoint.xid is None or checkpoint.lsn is None or checkpoint.restore_point_lsn is None:
         raise CheckpointLostError(f"checkpoint {checkpoint.id} has no mark; {LOST}")
-    state = found.control("Database cluster state")
-    if state not in STANDBY_STATES:
-        # A crash recovery writes pages from after the mark, and the positions below say nothing of it.
+    if not was_standby(checkpoint, found):
         raise CheckpointLostError(
-            f"checkpoint {checkpoint.id} is lost: the server of {node.where} was {state!r}, expected a standby's, "
+            f"checkpoint {checkpoint.id} is lost: the server of {node.where} was {found.control(STATE)!r}, and not as "
+            f"the recovery to the mark leaves it; expected a standby's state, "
             f"{' or '.join(map(repr, sorted(STANDBY_STATES)))}; {LOST}"
         )
     redo = found.control("Latest checkpoint's REDO location")

@@ -34,7 +34,7 @@ def set_replay_going(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, 
     apply delay is not woken by the reload that lifts it. PostgreSQL 13.4 stayed where it was until it was restarted.
 
     :param since: where it stood before the release.
-    :return: a warning where it had to be restarted, or where a restart would not help, or is no standby's.
+    :return: a warning where it had to be restarted, or where a restart would not help.
     :raises FailedForNowError: when it stands still even so.
     """
 
@@ -46,9 +46,6 @@ def set_replay_going(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, 
                 "to go on. Look at its server log: a query there may be in the way of replay"
             )
 
-    if hook.sql_of(checkpoint, checkpoint.held).row("identity")["in_recovery"] is False:
-        # Nothing replays there, and a restart would be an outage.
-        return [f"{checkpoint.held} takes writes: somebody promoted it during the hold, so there is no replay to go on"]
     try:
         wait_until(goes_on, seconds=STANDS_STILL_SECONDS)
     except FailedForNowError as error:

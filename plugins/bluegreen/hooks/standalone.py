@@ -8,8 +8,9 @@ from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
+from bluegreen.hooks.promotion import begun, promoted
 from bluegreen.recovery import standalone
-from bluegreen.recovery.history import Branch, branch_at_mark, is_history_name
+from bluegreen.recovery.history import Branch, is_history_name
 from bluegreen.recovery.versions import ServerVersion
 
 RECOVERY_SECONDS = 3600
@@ -47,23 +48,6 @@ class Standalone:
         if not path.startswith("/"):
             raise RefusedError(f"the journal of {self.checkpoint.id} gives {name} as {path!r}; expected a path")
         return path
-
-    def promoted(self, found: DataDirectory) -> tuple[int, Branch] | None:
-        """Return the timeline that began at the mark, if the server has come to it.
-
-        Its history file is written before the checkpoint that ends the recovery. Until ``pg_control`` is on it too, a
-        crash leads back to the old timeline, and a start without the files of a recovery past the mark.
-        """
-        begun = self.begun(found)
-        if begun is None or found.checkpoint_timeline < begun[0]:
-            return None
-        return begun
-
-    def begun(self, found: DataDirectory) -> tuple[int, Branch] | None:
-        """Return the timeline that began at the mark, if there is one, also where the server never came to it."""
-        if self.checkpoint.xid is None or self.checkpoint.timeline is None:
-            raise RefusedError(f"checkpoint {self.checkpoint.id} has no mark")
-        return branch_at_mark(found.histories, xid=self.checkpoint.xid, parent=self.checkpoint.timeline)
 
     def prepare(self, found: DataDirectory, histories: dict[str, str]) -> None:
         """Save the server's files, seed the histories, write the files of the recovery."""
@@ -187,15 +171,15 @@ class Standalone:
                 )
             time.sleep(0.1)
         found = self.node.data_directory(self.state.config)
-        promoted = self.promoted(found)
-        if promoted is None:
-            on = "is not on the timeline that" if self.begun(found) else "has no timeline that"
+        branch = promoted(self.checkpoint, found)
+        if branch is None:
+            on = "is not on the timeline that" if begun(self.checkpoint, found) else "has no timeline that"
             raise RefusedError(
                 f"{self.node.where}: the server takes writes, but it {on} began 'after transaction "
                 f"{self.checkpoint.xid}'; it holds another state than the one asked for. It is still closed to "
                 "clients. Do not start Patroni on it"
             )
-        return promoted
+        return branch
 
     def _log_tail(self) -> str:
         result = self.node.run(shell.server_log(self.data_dir, self.log_path))

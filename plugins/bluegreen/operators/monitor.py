@@ -167,6 +167,8 @@ class _Look:
         self.limits: Limits = hook.cluster.limits
         names = [member.name for member in survey.topology.members] if survey.topology else sorted(survey.states)
         self.figures: dict[str, Any] = {"members": {name: {} for name in names}}
+        if checkpoint := survey.checkpoint:
+            self.figures["checkpoint"] = {"id": checkpoint.id, "phase": checkpoint.phase.value, "held": checkpoint.held}
         self.disk_figures: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.problems: list[str] = [str(problem) for problem in survey.problems.values()]
@@ -292,7 +294,6 @@ class _Look:
         checkpoint = self.survey.checkpoint
         if checkpoint is None:
             return
-        self.figures["checkpoint"] = {"id": checkpoint.id, "phase": checkpoint.phase.value, "held": checkpoint.held}
         if strangers := checkpoint.strangers(self.figures["members"]):
             self.warnings.append(
                 f"{', '.join(strangers)} joined the cluster after checkpoint {checkpoint.id}; a rollback refuses while "

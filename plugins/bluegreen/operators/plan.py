@@ -20,6 +20,7 @@ from bluegreen.exceptions import (
 )
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
+from bluegreen.hooks.promotion import begun, promoted
 from bluegreen.hooks.proof import look_at_held, prove_identity, prove_wal, require_room
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_host_down
@@ -166,7 +167,8 @@ class PlanRollbackOperator(BluegreenOperator):
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         found = data[checkpoint.held]
         standalone = Standalone(node, state, checkpoint)
-        if standalone.promoted(found) is not None:
+        if promoted(checkpoint, found) or (begun(checkpoint, found) and found.server_processes):
+            # The second is about to be promoted. What becomes of it is proven when everybody is down.
             return warnings
         node.require_replaceable(standalone.originals)
         require_room(found, node.where)
@@ -283,7 +285,7 @@ def members_in_dcs(node: NodeHook, state: NodeState) -> list[str]:
     except (ValueError, TypeError, KeyError, RecursionError):
         names = None
     if result.status or names is None:
-        said = " ".join((result.error.strip() or result.output.strip() or "nothing")[-300:].split())
+        said = " ".join((result.error.strip() or result.output.strip() or "nothing, in time")[-300:].split())
         raise FailedForNowError(
             f"no Patroni says who is in the cluster, and on {node.where} `{path} list {state.config.scope}` ended with "
             f"status {result.status}; expected the DCS to answer, since a rollback removes the cluster from it after "

@@ -16,6 +16,7 @@ from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForN
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.leadership import check_another_leads, start_patroni
 from bluegreen.hooks.node import DataDirectory, NodeHook
+from bluegreen.hooks.promotion import begun, cut_short, promoted
 from bluegreen.hooks.proof import LOST, prove_held
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import cluster_state, ended_recovery, is_clean
@@ -108,15 +109,25 @@ class PutBackOperator(BluegreenOperator):
         held = Standalone(node, state, checkpoint)
         found = node.data_directory(state.config)
         # only where the files of a recovery were written: elsewhere Patroni may have promoted it, and it leads
-        astray = bool(state.saved and state.aside) and held.promoted(found) is None and ended_recovery(found)
-        if held.begun(found) is not None and not astray:
-            raise RefusedError(
-                f"{node.where} has begun the timeline from the mark, so nothing is put back; there is only forward: "
-                "run bluegreen_rollback again"
-            )
-        if astray and others:
+        alone = bool(state.saved and state.aside)
+        if alone and others and astray(checkpoint, found):
             held.stop_unpromoted()
-            return self._without_held(hook, survey, checkpoint, node, others, leader, left, cluster_state(found))
+            found = node.data_directory(state.config)
+            if astray(checkpoint, found):
+                return self._without_held(hook, survey, checkpoint, node, others, leader, left, cluster_state(found))
+        if begun(checkpoint, found) is not None:
+            if promoted(checkpoint, found) or found.server_processes or not (alone and others):
+                raise RefusedError(
+                    f"{node.where} has begun the timeline from the mark, so nothing is put back; there is only "
+                    "forward: run bluegreen_rollback again"
+                )
+            warnings = left + self._start(hook, survey, checkpoint, others, leader)
+            return _unproven(
+                checkpoint,
+                warnings,
+                f"{checkpoint.held}, the held member, had begun the timeline from the mark, and its server ended "
+                f"before it was promoted there. It stays stopped, and the others serve without it. {GO_ON}",
+            )
         if state.saved:
             held.stop_unpromoted()
             try:
@@ -226,6 +237,11 @@ class PutBackOperator(BluegreenOperator):
                         "others were started too. If another leads now, what was committed on it alone is lost"
                     ]
                 self.log.info("%s recovers from its crash, %.0f s so far: %s", leader, spent, error)
+
+
+def astray(checkpoint: Checkpoint, found: DataDirectory) -> bool:
+    """Tell whether the held member's server has gone on by itself, elsewhere than at the mark."""
+    return ended_recovery(found) and not promoted(checkpoint, found) and not cut_short(checkpoint, found)
 
 
 def _patroni_runs(node: NodeHook) -> bool:

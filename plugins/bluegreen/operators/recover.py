@@ -8,6 +8,7 @@ from bluegreen.checkpoint import Checkpoint, Phase
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.node import DataDirectory, NodeHook
+from bluegreen.hooks.promotion import promoted
 from bluegreen.hooks.proof import prove_identity, prove_wal
 from bluegreen.hooks.standalone import Standalone
 from bluegreen.hooks.stopping import check_down, check_host_down
@@ -52,7 +53,7 @@ class RecoverToMarkOperator(BluegreenOperator):
             )
         found, histories = self._look(hook, survey, checkpoint)
         prove_identity(found, checkpoint, node.where)
-        branch = held.promoted(found)
+        branch = promoted(checkpoint, found)
         if branch is None and checkpoint.past_no_return:
             raise RefusedError(f"{node.where}: the journal says promoted, but no history line proves it")
         if branch is None:

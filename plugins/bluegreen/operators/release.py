@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase, check_id
-from bluegreen.exceptions import LockedError, RefusedError, UnreachableError
+from bluegreen.exceptions import FailedForNowError, LockedError, RefusedError, UnreachableError
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.hold import check_released, clean_text, require_in_place
 from bluegreen.hooks.journals import remove_journals
@@ -189,6 +189,15 @@ def _position_before(hook: ClusterHook, checkpoint: Checkpoint, *, seconds: floa
     return position
 
 
+def _takes_writes(hook: ClusterHook, checkpoint: Checkpoint) -> bool:
+    """Tell whether the held member was promoted; one that does not answer is taken for the standby that it was."""
+    try:
+        return hook.sql_of(checkpoint, checkpoint.held).row("identity")["in_recovery"] is False
+    except FailedForNowError as error:
+        log.warning("whether %s is a standby still is not known: %s", checkpoint.held, error)
+        return False
+
+
 def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[str]:
     """Release a hold, see that replay goes on, and return warnings.
 
@@ -205,7 +214,8 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
     warnings: list[str] = []
     if checkpoint.hold is not None:
         seconds = ANSWERS_AGAIN_SECONDS if again else ANSWERS_SECONDS
-        since = None if cloned else _position_before(hook, checkpoint, seconds=seconds)
+        leads = not cloned and _takes_writes(hook, checkpoint)
+        since = None if cloned or leads else _position_before(hook, checkpoint, seconds=seconds)
         clean, warning = clean_text(node, state, checkpoint.hold)
         if state.folder:
             node.done(
@@ -219,6 +229,9 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
         # The original stays until the journal goes: only by it can a second try tell the owner's settings from ours.
         address = checkpoint.members[checkpoint.held]
         hook.patroni.reload(address.api_url)
+        if leads:
+            # Nothing replays there, and a restart would be an outage.
+            return [*warnings, f"{checkpoint.held} takes writes: somebody promoted it during the hold"]
         if cloned:
             return warnings
         if checkpoint.hold.mechanism is HoldMechanism.REPLAY_PAUSE:
