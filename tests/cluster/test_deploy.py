@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 from airflow.sdk import Connection
+from lab.config import CHECKOUT
 from tests.cluster.scene import BAD_MIGRATION, GOOD_MIGRATION, Scene, wait_for
 from tests.cluster.verdict import contents, verdict
 
@@ -67,6 +68,29 @@ def test_a_command_finds_the_primary_and_its_failure_rolls_back(scene: Scene) ->
     assert (state, report["result"]) == ("failed", "rolled_back"), report
     assert "ended with status 3" in report["message"]
     verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=report["checkpoint"]["held"])
+
+
+def test_a_deployment_may_be_one_transaction(scene: Scene) -> None:
+    one = "begin;\nset role release;\ncreate table by_begin as select 1 as i;\ncommit;\n"
+    _, state, report = deploy(scene, sql=one, checks=["select count(*) = 1 from by_begin"])
+    assert (state, report["result"]) == ("success", "deployed"), report
+    verdict(scene.lab, before=scene.fresh, rows=contents(scene.lab, scene.leader))
+
+
+def test_what_fails_before_it_began_is_not_rolled_back(scene: Scene) -> None:
+    path = CHECKOUT / "include" / "demo" / "for_a_moment.sql"
+    path.write_text(GOOD_MIGRATION)
+    try:
+        run_id = scene.trigger("deploy", sql="demo/for_a_moment.sql", checks=CHECKS)
+        wait_for("it is planned", lambda: scene.task("deploy", run_id, "plan") == "success", seconds=200)
+    finally:
+        path.unlink()
+    state = scene.airflow.wait("bluegreen_deploy", run_id, seconds=400)
+    report = scene.airflow.xcom("bluegreen_deploy", run_id, "report")
+    assert (state, report["result"]) == ("failed", "failed"), report
+    assert report["message"].startswith("Nothing was deployed. "), report
+    assert scene.is_in("deploy", run_id, "roll_back", "skipped")
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows)
 
 
 def test_without_a_checkpoint_nothing_is_deployed(scene: Scene) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from typing import Any, Self, cast
 
@@ -123,8 +123,8 @@ class MemberSql:
                 raise RefusedError(
                     f"{self.where}: the connection {self._hook.connection.conn_id!r} cannot be used ({_text(error)})"
                 ) from None
-        assert self._conn is not None
-        self._conn.autocommit = True
+            assert self._conn is not None
+            self._conn.autocommit = True
         return self._conn
 
     @property
@@ -183,6 +183,22 @@ class MemberSql:
         """
         with self._cursor(doing) as cursor:
             cursor.execute(sql)
+
+    def require_idle(self, doing: str) -> None:
+        """See that what was run has left no transaction open, of which nothing would be committed.
+
+        :raises FailedForNowError: when it has.
+        """
+        if self._connect().info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            raise FailedForNowError(
+                f"{self.where}: {doing} left a transaction open, so nothing of that was committed; expected a COMMIT"
+            )
+
+    def cancel(self) -> None:
+        """Ask the server to end the statement that runs, from another thread; nothing is said where it cannot."""
+        if self._conn is not None:
+            with suppress(psycopg.Error):
+                self._conn.cancel_safe(timeout=CONNECT_TIMEOUT_SECONDS)
 
     @contextmanager
     def _cursor(self, doing: str) -> Iterator[psycopg.Cursor[Row]]:

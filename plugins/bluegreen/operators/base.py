@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PROBLEM_KEY = "problem"
 CHANGED_KEY = "changed"
+BEGUN_KEY = "begun"
 CHILD_REPORT_KEY = "child_report"
 DEPLOY_DAG_ID = "bluegreen_deploy"
 CHILD_MARK = "__bluegreen_"

@@ -10,18 +10,20 @@ from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.providers.standard.operators.hitl import HITLBranchOperator
 
 from bluegreen.clusters import load_registry
-from bluegreen.operators.base import RETRY_DELAY, task_states
+from bluegreen.operators.base import BEGUN_KEY, RETRY_DELAY, task_states
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 RESUME, ROLLBACK = "resume", "rollback"
+MAY_NOT_HAVE_BEGUN = ("failed", "upstream_failed")
 
 
 class DecideOperator(BaseBranchOperator):
     """Branch to resume or rollback by how the deployment's tasks ended; anything but success is a failure.
 
-    Without a held checkpoint there is nothing to decide, and all branches are skipped.
+    Without a held checkpoint there is nothing to decide, and all branches are skipped. A deployment that failed before
+    it began has changed nothing: a rollback would be an outage for nothing, so the standby goes on.
 
     Example::
 
@@ -31,6 +33,7 @@ class DecideOperator(BaseBranchOperator):
 
     :param held: the task that succeeds when a checkpoint is held.
     :param proofs: the tasks that must have succeeded.
+    :param deploys: the :class:`RunDeploymentOperator` among them, which says whether it had begun.
     :param resume: the task to follow then.
     :param rollback: the task to follow otherwise.
     :param ask: the task to follow instead of either, where ``decision`` is ``ask``.
@@ -44,6 +47,7 @@ class DecideOperator(BaseBranchOperator):
         *,
         held: str,
         proofs: tuple[str, ...],
+        deploys: str = "deploy",
         resume: str,
         rollback: str,
         ask: str,
@@ -56,6 +60,7 @@ class DecideOperator(BaseBranchOperator):
         super().__init__(**kwargs)
         self.held = held
         self.proofs = proofs
+        self.deploys = deploys
         self.resume = resume
         self.rollback = rollback
         self.ask = ask
@@ -67,6 +72,10 @@ class DecideOperator(BaseBranchOperator):
         if states.get(self.held) != "success":
             self.log.info("no checkpoint is held (%s): nothing was deployed, nothing to decide", states.get(self.held))
             return None
+        begun = context["ti"].xcom_pull(task_ids=self.deploys, key=BEGUN_KEY)
+        if states.get(self.deploys) in MAY_NOT_HAVE_BEGUN and not begun:
+            self.log.info("%s failed before the deployment began: nothing to roll back", self.deploys)
+            return self.resume
         if self.decision == "ask":
             return self.ask
         good = all(states.get(name) == "success" for name in self.proofs)

@@ -6,24 +6,31 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlparse
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
+from sqlparse.lexer import tokenize
+from sqlparse.tokens import Comment
 
-from bluegreen.checkpoint import check_label
+from bluegreen.checkpoint import Phase, check_label
 from bluegreen.clusters import PROJECT_ROOT, Cluster, Deployment, deployment_sql_path
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook
 from bluegreen.hooks.postgres import MemberSql, cluster_connection
 from bluegreen.hooks.proof import look_at_held
-from bluegreen.operators.base import BluegreenOperator, checkpoints_of_run, paused_dags
+from bluegreen.operators.base import BEGUN_KEY, BluegreenOperator, checkpoints_of_run, owner_of, paused_dags
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 DEPLOYMENT_HOURS = 12
+# longer than any run takes
+BEGUN_KEPT = timedelta(days=30)
+# enough to tell what a statement does to a transaction
+WORDS = 8
 DECISIONS = ("auto", "ask")
 CHILDREN = ("checkpoint", "resume", "rollback")
 # of the worker's environment; the last begins what the official image is told of its first user
@@ -78,13 +85,13 @@ class PlanDeploymentOperator(BluegreenOperator):
         self.checkpoint_label = checkpoint_label
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
-        """Find the deployment and read its SQL once, so that a missing file is known now."""
+        """Find the deployment and read its SQL once, so that a missing file or a wrong line is known now."""
         check_label(self.checkpoint_label or "")
         if self.decision not in DECISIONS:
             raise RefusedError(f"found {str(self.decision)[:40]!r} as decision; expected auto or ask")
         found = find_deployment(hook.cluster, self.deployment, self.command, self.sql, self.checks)
         if found.sql is not None:
-            read_sql(found.sql)
+            split_sql(read_sql(found.sql))
         if paused := paused_dags(context, CHILDREN):
             raise RefusedError(
                 f"found {', '.join(paused)} paused in Airflow, so that a run of it would never start; expected the "
@@ -96,7 +103,11 @@ class PlanDeploymentOperator(BluegreenOperator):
 
 
 class RunDeploymentOperator(PlanDeploymentOperator):
-    """Run the deployment on the primary; never retried, since half a migration must not run twice.
+    """Run the deployment on the primary, once: half a migration must not run twice.
+
+    That it begins is kept in Airflow's task state store, which outlives a try: where Airflow starts the task again, as
+    LocalExecutor does after its scheduler has died, the second pass refuses. A person who clears the task begins anew.
+    The XCom ``begun`` tells :class:`DecideOperator` of it: what failed before has changed nothing.
 
     SQL runs statement by statement, each in a transaction of its own unless the file begins one; what a statement
     returns is received whole and thrown away, so one that returns many rows belongs into a command. A command runs
@@ -106,6 +117,7 @@ class RunDeploymentOperator(PlanDeploymentOperator):
 
         deploy = RunDeploymentOperator(task_id="deploy", cluster="orders", deployment="release")
 
+    :raises RefusedError: when no checkpoint of this run is held, or an earlier pass had begun.
     :raises FailedForNowError: when it failed.
     """
 
@@ -114,10 +126,12 @@ class RunDeploymentOperator(PlanDeploymentOperator):
         kwargs.setdefault("execution_timeout", timedelta(hours=DEPLOYMENT_HOURS))
         super().__init__(**kwargs)
         self._subprocess: SubprocessHook | None = None
+        self._sql: MemberSql | None = None
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Prove the hold once more, then deploy."""
-        checkpoint = hook.survey(patroni_must_answer=True).known_checkpoint()
+        survey = hook.survey(patroni_must_answer=True)
+        checkpoint = survey.known_checkpoint()
         if checkpoint is None:
             raise RefusedError(f"{hook.cluster.name} holds no checkpoint; nothing is deployed without one")
         taken = checkpoints_of_run(context)
@@ -126,6 +140,12 @@ class RunDeploymentOperator(PlanDeploymentOperator):
                 f"{hook.cluster.name} holds checkpoint {checkpoint.id}; expected {', '.join(sorted(taken))}, which "
                 "this run took. Nothing is deployed under another one: run the DAG again"
             )
+        if checkpoint.phase is not Phase.HELD:
+            raise RefusedError(
+                f"checkpoint {checkpoint.id} is {checkpoint.phase.value!r}; expected it held, so that there is a way "
+                "back. Nothing is deployed: run the DAG again when that has ended"
+            )
+        hook.refuse_foreign_lock(owner_of(context, "deploy"), survey.states)
         look_at_held(hook, checkpoint)
         found = find_deployment(hook.cluster, self.deployment, self.command, self.sql, self.checks)
         leader = hook.patroni.topology().leader
@@ -133,11 +153,34 @@ class RunDeploymentOperator(PlanDeploymentOperator):
             statements = split_sql(read_sql(found.sql))
             connection = cluster_connection(hook.cluster)
             with MemberSql(connection, leader.name, leader.host, leader.port, statement_timeout_ms=0) as sql:
+                if sql.row("identity")["in_recovery"] is not False:
+                    raise FailedForNowError(f"{sql.where} leads, and takes no writes; nothing was deployed")
+                self._begin(context)
+                self._sql = sql
                 for number, statement in enumerate(statements, 1):
                     sql.run(statement, doing=f"statement {number} of {len(statements)} of the deployment")
+                sql.require_idle("the deployment")
             return {"statements": len(statements)}
+        self._begin(context)
         self._run_command(hook.cluster, str(found.command), leader.host, leader.port)
         return {"statements": 0}
+
+    def _begin(self, context: Context) -> None:
+        """Keep that it begins now, where a later pass finds it; whatever happens from here on may be half of it."""
+        ti, store = context["ti"], context["task_state_store"]
+        # Airflow raises it when a person clears the task, and not when it starts the task again by itself
+        cleared: dict[str, Any] = {"max_tries": ti.max_tries}
+        before = store.get(BEGUN_KEY)
+        if before != cleared:
+            store.set(BEGUN_KEY, cleared, retention=BEGUN_KEPT)
+            if store.get(BEGUN_KEY) != cleared:
+                raise FailedForNowError("that the deployment begins could not be kept in Airflow; nothing was deployed")
+        ti.xcom_push(key=BEGUN_KEY, value=True)
+        if before == cleared:
+            raise RefusedError(
+                "an earlier pass of this task had begun the deployment and was cut off, so how far it came is not "
+                "known; it does not run a second time"
+            )
 
     def _run_command(self, cluster: Cluster, command: str, host: str, port: int) -> None:
         connection = cluster_connection(cluster)
@@ -165,7 +208,9 @@ class RunDeploymentOperator(PlanDeploymentOperator):
             )
 
     def on_kill(self) -> None:
-        """End the command when the task is ended."""
+        """End the command, or the statement, when the task is ended."""
+        if self._sql is not None:
+            self._sql.cancel()
         if self._subprocess is not None:
             self._subprocess.send_sigterm()
 
@@ -257,18 +302,31 @@ def read_sql(text: str) -> str:
 def split_sql(text: str) -> list[str]:
     """Return the statements of an SQL text.
 
-    :raises RefusedError: when there is none, or a line is a command of psql, which the server does not know.
+    :raises RefusedError: when there is none, a line is a command of psql, which the server does not know, or a
+        transaction that the text begins does not end.
     """
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("\\"):
             raise RefusedError(
                 f"line {number} is a command of psql ({line[:40]!r}); expected SQL only. Run psql as a `command`"
             )
-    statements = [
-        statement
-        for statement in sqlparse.split(text)
-        if sqlparse.format(statement, strip_comments=True).strip().strip(";")
-    ]
+    words = {statement: _words(statement) for statement in sqlparse.split(text)}
+    statements = [statement for statement in sqlparse.split(text) if words[statement]]
     if not statements:
         raise RefusedError("the deployment's SQL holds no statement; expected at least one")
+    is_open = False
+    for statement in statements:
+        first, second = (*words[statement], "", "")[:2]
+        if first == "BEGIN" or (first, second) == ("START", "TRANSACTION"):
+            is_open = True
+        elif first in ("COMMIT", "END", "ABORT") or (first == "ROLLBACK" and "TO" not in words[statement]):
+            is_open = "CHAIN" in words[statement] and "NO" not in words[statement]
+    if is_open:
+        raise RefusedError("the deployment's SQL begins a transaction and does not end it; expected a COMMIT")
     return statements
+
+
+def _words(statement: str) -> list[str]:
+    """Return the first words of a statement, without comments; none where it holds nothing else."""
+    found = (value for kind, value in tokenize(statement) if kind not in Comment and value.strip() not in ("", ";"))
+    return [value.upper() for value in islice(found, WORDS)]

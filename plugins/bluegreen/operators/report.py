@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator
 
 from bluegreen.exceptions import BluegreenError, FailedForNowError
 from bluegreen.hooks.cluster import ClusterHook
-from bluegreen.operators.base import CHANGED_KEY, CHILD_REPORT_KEY, PROBLEM_KEY, RETRY_DELAY, task_states
+from bluegreen.operators.base import BEGUN_KEY, CHANGED_KEY, CHILD_REPORT_KEY, PROBLEM_KEY, RETRY_DELAY, task_states
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -139,16 +139,19 @@ class DeployReportOperator(ReportOperator):
     :param children: the tasks whose result is a child's report, in order.
     """
 
-    def __init__(self, *, children: tuple[str, ...] = ("held", "resumed", "rolled_back"), **kwargs: Any) -> None:
+    def __init__(
+        self, *, children: tuple[str, ...] = ("held", "resumed", "rolled_back"), deploys: str = "deploy", **kwargs: Any
+    ) -> None:
         super().__init__(operation="deploy", success="deployed", first="plan", **kwargs)
         self.children = children
+        self.deploys = deploys
 
     def _result(self, gathered: Gathered, failed: list[str]) -> str:
         held, resumed, rolled_back = self.children
         if gathered.states.get(rolled_back) == "success":
             return "rolled_back"
         if gathered.states.get(resumed) == "success":
-            return "deployed"
+            return "failed" if gathered.not_begun(self.deploys) else "deployed"
         if gathered.refused(self.first):
             return "refused"
         child = gathered.child_report(held)
@@ -167,6 +170,9 @@ class DeployReportOperator(ReportOperator):
         if gathered.states.get(held) != "success":
             return f"Nothing was deployed. {why} {_left_held(gathered, self.first, held)}".strip()
         last = [name for name in failed if name in ends]
+        if gathered.not_begun(self.deploys):
+            then = gathered.why(last) if last else gathered.child_report(resumed).get("message", "")
+            return f"Nothing was deployed. {why} {then}".strip()
         ending = gathered.why(last) if last else "Neither resume nor rollback has ended."
         return f"The deployment ran, and what follows it did not end well. {why if early else ''} {ending}".strip()
 
@@ -226,6 +232,7 @@ class Gathered:
         self.problems: dict[str, list[dict[str, str]]] = {}
         self.changed: dict[str, list[str]] = {}
         self.child_reports: dict[str, list[dict[str, Any]]] = {}
+        self.begun: set[str] = set()
         self.task_ids = task_ids
         for name in task_ids:
             if not self.began(name):
@@ -235,6 +242,7 @@ class Gathered:
             if self._any_state(name, _FAILED_STATES):
                 self.problems[name] = _all(ti, name, PROBLEM_KEY)
                 self.changed[name] = _all(ti, name, CHANGED_KEY)
+                self.begun |= {name} if _all(ti, name, BEGUN_KEY) else set()
                 self.child_reports[name] = _all(ti, name, CHILD_REPORT_KEY)
 
     def _states_of(self, name: str) -> list[str]:
@@ -252,6 +260,10 @@ class Gathered:
     def may_have_run(self, name: str) -> bool:
         """Tell whether there is such a task, and it may have run."""
         return name in self.task_ids and self.began(name)
+
+    def not_begun(self, name: str) -> bool:
+        """Tell whether a deployment is known to have failed before it began."""
+        return self._any_state(name, _FAILED_STATES) and name not in self.begun
 
     def succeeded(self, name: str) -> bool:
         """Tell whether a task is known to have succeeded."""
