@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,23 @@ def test_the_disks_are_watched_while_no_patroni_answers(scene: Scene, registry: 
     assert problem.count("the limit is 99 % (limits.disk_free_percent)") >= len(scene.lab.names)
     assert "nothing is released by itself while no Patroni answers" in problem
     assert scene.journal()["phase"] == "held"
+
+
+def test_a_held_member_that_leaves_the_cluster_is_told_and_its_disk_is_watched(scene: Scene, registry: Path) -> None:
+    scene.checkpoint()
+    lab = scene.lab
+    lab.kill_patroni(scene.held)
+    try:
+        wait_for(
+            f"{scene.held} is not listed",
+            lambda: scene.held not in lab.patronictl("list", "-f", "json", node=scene.leader).stdout,
+            seconds=90,
+        )
+        change(registry, lab.name, limits={"disk_free_percent": 99}, auto_release=False)
+        state, problem, _ = look(scene, lab.name)
+    finally:
+        lab.start_patroni(scene.held)
+        lab.wait_healthy(90)
+    assert state == "failed"
+    assert f"{scene.held}, a member of checkpoint {scene.record['id']}, is not in the cluster" in problem, problem
+    assert re.search(rf"{scene.held}: \S+ has [0-9.]+ % free", problem), problem

@@ -145,13 +145,15 @@ def prove_identity(found: DataDirectory, checkpoint: Checkpoint, where: str) -> 
         )
 
 
-def prove_held(hook: ClusterHook, checkpoint: Checkpoint) -> Proof:
+def prove_held(hook: ClusterHook, checkpoint: Checkpoint, *, files: bool = False) -> Proof:
     """Prove the whole hold: the mark is not visible, and its WAL is on the held member.
 
+    :param files: look into the WAL files in any case, as a rollback will: a position that was received says nothing of
+        the timeline.
     :raises CheckpointLostError: when the state before the mark is gone.
     """
     proof = look_at_held(hook, checkpoint)
-    if not proof.received:
+    if files or not proof.received:
         # After a restart the receiver stays off while replay waits (hazard H7): then the files are the proof.
         node = hook.node(checkpoint.held, checkpoint.members[checkpoint.held].ssh_host)
         config = node.state().config

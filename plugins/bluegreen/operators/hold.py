@@ -179,7 +179,7 @@ class RecordCheckpointOperator(BluegreenOperator):
             ),
             seconds=TAKES_EFFECT_SECONDS,
         )
-        prove_held(hook, checkpoint)
+        prove_held(hook, checkpoint, files=True)
         text = self._write_runbook(hook, survey, checkpoint)
         hook.write_journal(checkpoint, needed=checkpoint.members)
         return {

@@ -90,13 +90,12 @@ class MonitorClusterOperator(BluegreenOperator):
         elif silent or survey.topology is None:
             # Patroni may serve without its DCS, and the disks fill up meanwhile; a release needs Patroni's view.
             look.problems = [silent, *unknown, *look.problems]
-            if look.must_release and survey.checkpoint:
-                look.problems.append(
-                    f"nothing is released by itself while no Patroni answers, although {look.must_release}"
-                )
+            if survey.checkpoint and (why := look.must_release or look.leaders_disk):
+                look.problems.append(f"nothing is released by itself while no Patroni answers, although {why}")
         else:
             look.problems += unknown
             look.replication(survey.topology)
+            look.leaders_disk_decides()
             look.replay(survey.topology)
             look.checkpoint()
             look.problems += _abandoned(survey.checkpoint, context)
@@ -165,8 +164,10 @@ class _Look:
         self.survey = survey
         self.earlier = earlier
         self.limits: Limits = hook.cluster.limits
-        names = [member.name for member in survey.topology.members] if survey.topology else sorted(survey.states)
-        self.figures: dict[str, Any] = {"members": {name: {} for name in names}}
+        listed = {member.name for member in survey.topology.members} if survey.topology else set(survey.states)
+        known = set(survey.checkpoint.members) - set(survey.checkpoint.hosts_down) if survey.checkpoint else set()
+        self.figures: dict[str, Any] = {"members": {name: {} for name in sorted(listed | known)}}
+        self.missing = sorted(known - listed)
         if checkpoint := survey.checkpoint:
             self.figures["checkpoint"] = {"id": checkpoint.id, "phase": checkpoint.phase.value, "held": checkpoint.held}
         self.disk_figures: dict[str, Any] = {}
@@ -174,6 +175,7 @@ class _Look:
         self.problems: list[str] = [str(problem) for problem in survey.problems.values()]
         self.full_disks: list[str] = []
         self.must_release = ""
+        self.leaders_disk = ""
 
     @property
     def held(self) -> str | None:
@@ -211,6 +213,13 @@ class _Look:
             )
         for slot in slots:
             self._slot(slot)
+
+    def leaders_disk_decides(self) -> None:
+        """Give the checkpoint up for the leader's disk only where the hold keeps WAL back there, or nobody knows."""
+        held = self.figures["members"].get(self.held or "", {})
+        kept = held.get("slot_wal_bytes")
+        if self.leaders_disk and (kept is None or int(kept) > self.limits.lag_bytes):
+            self.must_release = self.must_release or self.leaders_disk
 
     def _slot(self, slot: dict[str, Any]) -> None:
         retained = slot["retained_bytes"]
@@ -267,9 +276,9 @@ class _Look:
                     self.problems.append(f"{name}: {error}")
                     continue
                 disk = Disk(device, size, free, data.epoch_seconds)
-                self._disk(name, which, disk, decides=name in self.leaders or name == self.held)
+                self._disk(name, which, disk)
 
-    def _disk(self, name: str, which: str, disk: Disk, *, decides: bool) -> None:
+    def _disk(self, name: str, which: str, disk: Disk) -> None:
         key = f"{name}.{which}"
         full_in = seconds_until_full(self.earlier.get(key), disk)
         self.disk_figures[key] = {"device": disk.device, "free_bytes": disk.free_bytes, "at": disk.at}
@@ -286,14 +295,22 @@ class _Look:
         if disk.free_percent < limit and problem not in self.problems:
             self.problems.append(problem)
             self.full_disks.append(problem)
-        if decides and (disk.free_percent < limit or (at_limit_in is not None and at_limit_in < RELEASE_AHEAD_SECONDS)):
-            self.must_release = self.must_release or text
+        if disk.free_percent < limit or (at_limit_in is not None and at_limit_in < RELEASE_AHEAD_SECONDS):
+            if name == self.held:
+                self.must_release = self.must_release or text
+            elif name in self.leaders:
+                self.leaders_disk = self.leaders_disk or text
 
     def checkpoint(self) -> None:
         """Prove the checkpoint again, and look at its age."""
         checkpoint = self.survey.checkpoint
         if checkpoint is None:
             return
+        self.problems += [
+            f"{name}, a member of checkpoint {checkpoint.id}, is not in the cluster: its Patroni does not run, or does "
+            "not reach the DCS; expected it there, since neither a resume nor a rollback is complete without it"
+            for name in self.missing
+        ]
         if strangers := checkpoint.strangers(self.figures["members"]):
             self.warnings.append(
                 f"{', '.join(strangers)} joined the cluster after checkpoint {checkpoint.id}; a rollback refuses while "
