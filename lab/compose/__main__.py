@@ -16,7 +16,7 @@ import psycopg
 from rich.console import Console
 
 from lab.compose import stack
-from lab.compose.files import CLUSTERS, RUN, Place, load_secrets, write_all
+from lab.compose.files import CLUSTERS, ENV_FILES, RUN, Place, load_secrets, write_all
 from lab.config import CHECKOUT, LabError
 from lab.lifecycle import FRESH, create_roles
 
@@ -161,7 +161,8 @@ def down_all(*, volumes: bool, folder: str = "") -> None:
     :raises LabError: when something could not be stopped or removed, or is another folder's.
     """
     stack.check_ours(folder)
-    described = (RUN / "airflow.env").exists()
+    # also one that an older checkout has made, or whose start was broken off
+    described = all((RUN / name).exists() for name in ENV_FILES)
     if not described and not stack.exists():
         if volumes:
             remove_run()

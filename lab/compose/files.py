@@ -27,6 +27,8 @@ CLUSTERS = {"orders": {"n1": 11, "n2": 12, "n3": 13}, "billing": {"m1": 21, "m2"
 MOUNTED = ("dags", "plugins", "include", "compose/haproxy.cfg")
 ETCD_NODES = ("n1", "n2", "n3")
 NEIGHBOURS = ("localhost", "127.0.0.1", "api-server", "metadata", "redis", "haproxy")
+# what docker-compose.yaml reads
+ENV_FILES = ("metadata.env", "redis.env", "airflow.env", "api-server.env")
 USERS = ("postgres", "replicator", "rewind_user", "bluegreen", "release")
 
 
