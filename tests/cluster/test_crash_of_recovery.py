@@ -19,9 +19,9 @@ from typing import Any
 import psutil
 import pytest
 from lab.cluster import Lab
-from tests.cluster.scene import Scene
+from tests.cluster.scene import Scene, has, wait_for
 from tests.cluster.test_runbook import run
-from tests.cluster.verdict import contents, history_files, verdict
+from tests.cluster.verdict import contents, history_files, look, verdict
 
 # what is replayed on the way to the mark takes long enough to find the process that makes the checkpoint
 FILLER = "create table filler as select i, repeat('x', 200) from generate_series(1, 400000) i"
@@ -85,8 +85,12 @@ def dies_at_its_checkpoint(lab: Lab, held: str, when: str, *, started_again: boo
 
 
 def begin(scene: Scene) -> set[str]:
-    """A checkpoint with much to replay before it, and a bad deployment; return the known histories."""
-    scene.lab.sql(scene.leader, FILLER, database="postgres")
+    """A checkpoint with much to replay before it, which counts as fresh, and a bad deployment; return the histories."""
+    lab, leader = scene.lab, scene.leader
+    lab.sql(leader, FILLER, database="postgres")
+    rows = contents(lab, leader)
+    wait_for("all have what is to be replayed", lambda: all(has(lab, name, rows) for name in lab.names))
+    scene.fresh = look(lab)
     scene.checkpoint()
     scene.deploy_badly()
     return set(history_files(scene.lab.nodes[scene.held]))
