@@ -511,6 +511,20 @@ def test_a_directory_on_which_a_server_runs_is_left_alone(here: Path, name: str)
     assert found["processes"].strip() == "1"
 
 
+def test_a_server_that_does_not_show_where_it_works_is_found_by_its_call(here: Path) -> None:
+    data = data_directory(here, "data")
+    (data / "postmaster.pid").write_text("1\n")
+    script = shell.probe(str(data), str(here / "bin"))
+    assert ok(script, cwd=here).sections()["processes"].strip() == "0", "the pid is another program's"
+    with subprocess.Popen(["sh", "-c", "sleep 60; :", "postgres", "-D", str(data)], cwd="/") as server:
+        (data / "postmaster.pid").write_text(f"{server.pid}\n")
+        found = ok(script, cwd=here).sections()
+        result = empty(here, data)
+        server.kill()
+    assert found["processes"].strip() == "1"
+    assert result.status == 42 and "still runs" in result.error
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_probe_says_what_is_there(here: Path, linked: bool) -> None:
     data = data_directory(here, "real" if linked else "data")
