@@ -1,9 +1,11 @@
-"""Airflow dies while a deployment waits in the triggerer for the run that it has triggered."""
+"""Airflow dies while a deployment runs, or waits in the triggerer for the run that it has triggered."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+import psutil
 import pytest
 from lab.standalone import Airflow
 from tests.cluster.scene import BAD_MIGRATION, Scene, wait_for
@@ -48,3 +50,28 @@ def test_a_deployment_whose_airflow_dies_while_it_waits_is_rolled_back_all_the_s
     scene.record = report["checkpoint"]
     verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
     assert contents(scene.lab, scene.held) == scene.rows
+
+
+@pytest.mark.whole
+def test_a_deployment_that_is_cut_off_does_not_run_a_second_time(stage: Stage, stoppable: Airflow) -> None:
+    scene = stage.set("checkpoint")
+    sleeps = "select 1 from pg_stat_activity where query like 'select pg_sleep(900)%' and pid <> pg_backend_pid()"
+    text = "set role release; update orders set total = total * 2; select pg_sleep(900);"
+    run_id = scene.trigger("deploy", sql=text, checks=["select true"])
+    leader = scene.leader
+    wait_for("the deployment is half-way", lambda: scene.lab.sql(leader, sleeps, database="postgres"), WAITS)
+    group = stoppable.group()
+    assert group
+    head = psutil.Process(group)
+    for process in (head, *head.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait_for("all of Airflow is gone", lambda: stoppable.group() is None)
+    stoppable.start()
+
+    state = scene.airflow.wait("bluegreen_deploy", run_id, seconds=WAITS)
+    report = scene.airflow.xcom("bluegreen_deploy", run_id, "report")
+    assert report and (state, report["result"]) == ("failed", "rolled_back"), report
+    assert "it does not run a second time" in report["message"], report
+    scene.record = report["checkpoint"]
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
