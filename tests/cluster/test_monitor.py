@@ -154,7 +154,7 @@ def test_the_disks_are_watched_while_no_patroni_answers(scene: Scene, registry: 
         state, problem, _ = look(scene, scene.lab.name)
     finally:
         scene.lab.start_patroni(*scene.lab.names)
-        scene.lab.wait_healthy(90)
+        scene.lab.wait_leader(90)
     assert state == "failed"
     assert f"no Patroni of cluster '{scene.lab.name}' answers" in problem
     assert problem.count("the limit is 99 % (limits.disk_free_percent)") >= len(scene.lab.names)
@@ -176,7 +176,6 @@ def test_a_held_member_that_leaves_the_cluster_is_told_and_its_disk_is_watched(s
         state, problem, _ = look(scene, lab.name)
     finally:
         lab.start_patroni(scene.held)
-        lab.wait_healthy(90)
     assert state == "failed"
     assert f"{scene.held}, a member of checkpoint {scene.record['id']}, is not in the cluster" in problem, problem
     assert re.search(rf"{scene.held}: \S+ has [0-9.]+ % free", problem), problem
