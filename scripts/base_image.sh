@@ -35,7 +35,7 @@ sources=$folder/etc/apt/sources.list
 read -r kind mirror _ components <"$sources"
 printf '%s\n' "$kind $mirror $suite-updates $components" \
     "$kind ${mirror%/debian*}/debian-security $suite-security $components" >"$sources.d/mends.list"
-chroot "$folder" apt-get -qq update >/dev/null || {
+chroot "$folder" apt-get -qq -o APT::Sandbox::User=root update >/dev/null || {
     echo "compose-base: $mirror has no security updates beside it, so $image gets none" >&2
     rm "$sources.d/mends.list"
 }
