@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import psutil
@@ -62,10 +63,12 @@ def test_a_deployment_that_is_cut_off_does_not_run_a_second_time(stage: Stage, s
     wait_for("the deployment is half-way", lambda: scene.lab.sql(leader, sleeps, database="postgres"), WAITS)
     group = stoppable.group()
     assert group
-    head = psutil.Process(group)
-    for process in (head, *head.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    # a task has a group of its own
+    tasks = psutil.Process(group).children(recursive=True)
+    for process in [*tasks, *psutil.process_iter()]:
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if process in tasks or os.getpgid(process.pid) == group:
+                process.kill()
     wait_for("all of Airflow is gone", lambda: stoppable.group() is None)
     stoppable.start()
 
