@@ -6,6 +6,7 @@ import hashlib
 import shlex
 from pathlib import Path
 
+import pytest
 from tests.cluster.scene import Scene, wait_for
 from tests.cluster.verdict import history_files, look, verdict
 
@@ -112,6 +113,7 @@ def _text(path: Path) -> str:
     return path.read_text() if path.suffix == ".history" else ""
 
 
+@pytest.mark.whole
 def test_an_archive_that_takes_nothing_from_the_new_leader_is_told(scene: Scene) -> None:
     folder = archive_everything(scene)
     scene.checkpoint()

@@ -162,6 +162,7 @@ def test_the_disks_are_watched_while_no_patroni_answers(scene: Scene, registry: 
     assert scene.journal()["phase"] == "held"
 
 
+@pytest.mark.whole
 def test_a_held_member_that_leaves_the_cluster_is_told_and_its_disk_is_watched(scene: Scene, registry: Path) -> None:
     scene.checkpoint()
     lab = scene.lab
