@@ -64,12 +64,15 @@ def test_a_deployment_that_is_cut_off_does_not_run_a_second_time(stage: Stage, s
     group = stoppable.group()
     assert group
     # a task has a group of its own
-    tasks = psutil.Process(group).children(recursive=True)
-    for process in [*tasks, *psutil.process_iter()]:
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if process in tasks or os.getpgid(process.pid) == group:
-                process.kill()
-    wait_for("all of Airflow is gone", lambda: stoppable.group() is None)
+    killed = psutil.Process(group).children(recursive=True)
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                killed.append(process)
+    for process in killed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(killed, 10)
     stoppable.start()
 
     state = scene.airflow.wait("bluegreen_deploy", run_id, seconds=WAITS)
