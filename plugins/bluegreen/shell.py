@@ -17,7 +17,6 @@ CLEAN = ".bluegreen-clean"
 JOURNAL = ".bluegreen-journal"
 LOCK = ".bluegreen-lock"
 LOG = ".bluegreen-log"
-LIST_SECONDS = 15
 ORIGINAL = ".bluegreen-original"
 RUNBOOK = ".bluegreen-runbook"
 SAVED = ".bluegreen-saved"
@@ -438,6 +437,9 @@ def remove_cluster(patronictl: str, config: str, scope: str, *, leader: str = ""
 def list_cluster(patronictl: str, config: str, scope: str) -> str:
     """Print what the DCS holds of a cluster."""
     return script('"$patronictl" -c "$config" list "$scope"\n', patronictl=patronictl, config=config, scope=scope)
+
+
+LIST_SECONDS = 15
 
 
 def list_members(patronictl: str, config: str, scope: str) -> str:

@@ -13,12 +13,15 @@ from __future__ import annotations
 from bluegreen.checkpoint import Checkpoint
 from bluegreen.exceptions import RefusedError
 from bluegreen.hooks.node import DataDirectory
+from bluegreen.hooks.stopping import cluster_state
 from bluegreen.recovery.history import Branch, branch_at_mark, history_name, parse_history
 
 STATE = "Database cluster state"
 # what pg_control says of a server that was never more than a standby
 STANDBY_STATES = frozenset({"in archive recovery", "shut down in recovery"})
 ENDING_STATE = "shutting down"
+# and of one that has gone on by itself: what it has written since belongs to no standby
+ENDED_STATES = frozenset({"in production", "in crash recovery", ENDING_STATE, "shut down"})
 
 
 def begun(checkpoint: Checkpoint, found: DataDirectory) -> tuple[int, Branch] | None:
@@ -61,3 +64,9 @@ def was_standby(checkpoint: Checkpoint, found: DataDirectory) -> bool:
     """Tell whether no crash recovery has written pages from after the mark, of which ``pg_control`` has no position."""
     state = found.control(STATE)
     return state in STANDBY_STATES or (state == ENDING_STATE and cut_short(checkpoint, found))
+
+
+def astray(checkpoint: Checkpoint, found: DataDirectory) -> bool:
+    """Tell whether the held member's server has gone on by itself, elsewhere than at the mark."""
+    has_ended = cluster_state(found) in ENDED_STATES
+    return has_ended and not promoted(checkpoint, found) and not cut_short(checkpoint, found)

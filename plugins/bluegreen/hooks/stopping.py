@@ -18,7 +18,6 @@ FAST_SECONDS = 60
 FAST_SECONDS_OF_DISCARDED = 30
 IMMEDIATE_SECONDS = 30
 DOWN_STATES = frozenset({"shut down", "shut down in recovery"})
-ENDED_STATES = frozenset({"in production", "in crash recovery", "shutting down", "shut down"})
 
 
 def listens(host: str, port: int, *, seconds: float = 2.0) -> bool:
@@ -177,11 +176,6 @@ def cluster_state(found: DataDirectory) -> str:
 def is_clean(found: DataDirectory) -> bool:
     """Tell whether a stopped server was shut down cleanly: what it has is complete without its WAL."""
     return cluster_state(found) in DOWN_STATES
-
-
-def ended_recovery(found: DataDirectory) -> bool:
-    """Tell whether a server has gone on by itself: what it has written since belongs to no standby."""
-    return cluster_state(found) in ENDED_STATES
 
 
 def check_host_down(node: NodeHook, address: MemberAddress, *, reached: bool) -> None:

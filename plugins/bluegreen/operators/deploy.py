@@ -310,20 +310,19 @@ def split_sql(text: str) -> list[str]:
             raise RefusedError(
                 f"line {number} is a command of psql ({line[:40]!r}); expected SQL only. Run psql as a `command`"
             )
-    words = {statement: _words(statement) for statement in sqlparse.split(text)}
-    statements = [statement for statement in sqlparse.split(text) if words[statement]]
+    statements = [(statement, words) for statement in sqlparse.split(text) if (words := _words(statement))]
     if not statements:
         raise RefusedError("the deployment's SQL holds no statement; expected at least one")
     is_open = False
-    for statement in statements:
-        first, second = (*words[statement], "", "")[:2]
+    for _, words in statements:
+        first, second = (*words, "")[:2]
         if first == "BEGIN" or (first, second) == ("START", "TRANSACTION"):
             is_open = True
-        elif first in ("COMMIT", "END", "ABORT") or (first == "ROLLBACK" and "TO" not in words[statement]):
-            is_open = "CHAIN" in words[statement] and "NO" not in words[statement]
+        elif first in ("COMMIT", "END", "ABORT") or (first == "ROLLBACK" and "TO" not in words):
+            is_open = "CHAIN" in words and "NO" not in words
     if is_open:
         raise RefusedError("the deployment's SQL begins a transaction and does not end it; expected a COMMIT")
-    return statements
+    return [statement for statement, _ in statements]
 
 
 def _words(statement: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from bluegreen.exceptions import (
     UnreachableError,
 )
 from bluegreen.hooks.cluster import ClusterHook, Survey
+from bluegreen.hooks.dcs import list_members
 from bluegreen.hooks.node import DataDirectory, NodeHook, NodeState
 from bluegreen.hooks.promotion import begun, promoted
 from bluegreen.hooks.proof import look_at_held, prove_identity, prove_wal, require_room
@@ -31,7 +31,6 @@ from bluegreen.recovery.versions import ServerVersion
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-PATRONICTL_SECONDS = 20
 ROLLBACK_FIELDS = ("checkpoint", "confirm", "reason", "rejoin", "hosts_down", "take_over", "break_lock")
 
 
@@ -276,22 +275,14 @@ def members_in_dcs(node: NodeHook, state: NodeState) -> list[str]:
 
     :raises FailedForNowError: when it does not answer. A rollback needs it after its promotion, where it is too late.
     """
-    config = node.config_path + (shell.ASIDE if state.aside else "")
-    path = node.commands.patronictl
-    script = shell.list_members(path, config, state.config.scope)
-    result = node.run(script, timeout_seconds=PATRONICTL_SECONDS)
-    try:
-        names = [str(one["Member"]) for one in json.loads(result.output)]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        names = None
-    if result.status or names is None:
-        said = " ".join((result.error.strip() or result.output.strip() or "nothing, in time")[-300:].split())
+    listing = list_members(node, node.config_path + (shell.ASIDE if state.aside else ""), state.config.scope)
+    if listing.members is None:
         raise FailedForNowError(
-            f"no Patroni says who is in the cluster, and on {node.where} `{path} list {state.config.scope}` ended with "
-            f"status {result.status}; expected the DCS to answer, since a rollback removes the cluster from it after "
-            f"the promotion. Bring the DCS back first; it said: {said}"
+            f"no Patroni says who is in the cluster, and on {node.where} {listing.call}; expected the DCS to answer, "
+            "since a rollback removes the cluster from it after the promotion. Bring the DCS back first; it said: "
+            f"{listing.said}"
         )
-    return names
+    return list(listing.members)
 
 
 def _names(value: object) -> set[str]:

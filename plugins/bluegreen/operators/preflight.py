@@ -5,15 +5,14 @@ Nothing is changed but the lock, and a hold that an earlier run has left unfinis
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bluegreen import shell
 from bluegreen.checkpoint import Checkpoint, Phase, check_label, new_id
 from bluegreen.exceptions import FailedForNowError, RefusedError
 from bluegreen.hooks.cluster import ClusterHook, Survey, require_same
+from bluegreen.hooks.dcs import list_members
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.lag import check_delay
 from bluegreen.hooks.node import DataDirectory, NodeHook
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 DELAY_SECONDS = 5
-PATRONICTL_SECONDS = 20
 FOLLOWS_SECONDS = 60
 SETTLES_SECONDS = 25
 UNFINISHED = frozenset({Phase.HOLDING, Phase.RELEASING})
@@ -340,17 +338,12 @@ def _patronictl(node: NodeHook, scope: str, topology: Topology) -> None:
     What it lists comes from the DCS over SSH, a second witness of who the members are: one that ``GET /cluster`` left
     out would go on with the discarded data after a rollback.
     """
-    path = node.commands.patronictl
-    result = node.run(shell.list_members(path, node.config_path, scope), timeout_seconds=PATRONICTL_SECONDS)
-    try:
-        listed = {str(one["Member"]): str(one["Host"]) for one in json.loads(result.output)}
-    except (ValueError, TypeError, KeyError, RecursionError):
-        listed = {}
-    if result.status or node.member not in listed:
-        said = " ".join((result.error.strip() or result.output.strip() or "nothing")[-300:].split())
+    listing = list_members(node, node.config_path, scope)
+    listed = listing.members
+    if listed is None or node.member not in listed:
         raise FailedForNowError(
-            f"{node.where}: `{path} list {scope}` ended with status {result.status}; expected the cluster's members, "
-            f"since a rollback needs it to remove the cluster from the DCS. Repair it; it said: {said}"
+            f"{node.where}: {listing.call}; expected the cluster's members, since a rollback needs it to remove the "
+            f"cluster from the DCS. Repair it; it said: {listing.said}"
         )
     same = {member.name for member in topology.members} == set(listed) and all(
         listed[member.name] in (member.host, f"{member.host}:{member.port}") for member in topology.members

@@ -16,10 +16,10 @@ from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForN
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.leadership import check_another_leads, start_patroni
 from bluegreen.hooks.node import DataDirectory, NodeHook
-from bluegreen.hooks.promotion import begun, cut_short, promoted
+from bluegreen.hooks.promotion import astray, begun, promoted
 from bluegreen.hooks.proof import LOST, prove_held
 from bluegreen.hooks.standalone import Standalone
-from bluegreen.hooks.stopping import cluster_state, ended_recovery, is_clean
+from bluegreen.hooks.stopping import cluster_state, is_clean
 from bluegreen.hooks.waiting import wait_until
 from bluegreen.operators.base import BluegreenOperator, require_lock, task_states
 from bluegreen.recovery.versions import HoldMechanism
@@ -95,12 +95,12 @@ class PutBackOperator(BluegreenOperator):
             raise FailedForNowError(f"{leader}, the leader before, was not looked at; expected it to be read first")
         others = [name for name in checkpoint.others if name in survey.states and name not in down]
         left = _left_out(survey, unread - {checkpoint.held})
+        others_serve = partial(self._start, hook, survey, checkpoint, others, leader)
         if others and checkpoint.held not in survey.states and checkpoint.phase is Phase.STOPPING:
             # Recovery is written into every journal before it begins, so nothing was promoted there.
-            warnings = left + self._start(hook, survey, checkpoint, others, leader)
             return _unproven(
                 checkpoint,
-                warnings,
+                left + others_serve(),
                 f"{checkpoint.held}, the held member, cannot be read, so only the others were put back into "
                 "service. When it answers again, run bluegreen_rollback again: it goes on where this one stopped",
             )
@@ -114,17 +114,16 @@ class PutBackOperator(BluegreenOperator):
             held.stop_unpromoted()
             found = node.data_directory(state.config)
             if astray(checkpoint, found):
-                return self._without_held(hook, survey, checkpoint, node, others, leader, left, cluster_state(found))
+                return _lost_astray(hook, checkpoint, node, others, left + others_serve(), cluster_state(found))
         if begun(checkpoint, found) is not None:
             if promoted(checkpoint, found) or found.server_processes or not (alone and others):
                 raise RefusedError(
                     f"{node.where} has begun the timeline from the mark, so nothing is put back; there is only "
                     "forward: run bluegreen_rollback again"
                 )
-            warnings = left + self._start(hook, survey, checkpoint, others, leader)
             return _unproven(
                 checkpoint,
-                warnings,
+                left + others_serve(),
                 f"{checkpoint.held}, the held member, had begun the timeline from the mark, and its server ended "
                 f"before it was promoted there. It stays stopped, and the others serve without it. {GO_ON}",
             )
@@ -135,10 +134,9 @@ class PutBackOperator(BluegreenOperator):
             except FailedForNowError as error:
                 if isinstance(error, UnreachableError) or not others:
                     raise
-                warnings = left + self._start(hook, survey, checkpoint, others, leader)
                 return _unproven(
                     checkpoint,
-                    warnings,
+                    left + others_serve(),
                     f"{checkpoint.held}, the held member, was not put back ({error}); it is stopped, and the others "
                     f"serve without it. {GO_ON}",
                 )
@@ -158,29 +156,6 @@ class PutBackOperator(BluegreenOperator):
             )
         checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
         hook.write_journal(checkpoint, needed=[checkpoint.held, *others])
-        return {"put_back": True, "lost": lost, "checkpoint": checkpoint.public(), "warnings": warnings}
-
-    def _without_held(
-        self,
-        hook: ClusterHook,
-        survey: Survey,
-        checkpoint: Checkpoint,
-        node: NodeHook,
-        others: list[str],
-        leader: str,
-        left: list[str],
-        state: str,
-    ) -> dict[str, Any]:
-        """Put the others back; the held one went on past the mark by itself, so its data are no standby's of theirs."""
-        warnings = left + self._start(hook, survey, checkpoint, others, leader)
-        lost = (
-            f"checkpoint {checkpoint.id} is lost: the server of {node.where} was {state!r}, so it has ended its "
-            f"recovery elsewhere than at the mark. It stays stopped, and the others serve without it. Remove its data "
-            f"directory, move {node.config_path}{shell.ASIDE} back to {node.config_path} and start Patroni, which "
-            "clones it"
-        )
-        checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
-        hook.write_journal(checkpoint, needed=others, optional=[checkpoint.held])
         return {"put_back": True, "lost": lost, "checkpoint": checkpoint.public(), "warnings": warnings}
 
     def _start(
@@ -239,11 +214,6 @@ class PutBackOperator(BluegreenOperator):
                 self.log.info("%s recovers from its crash, %.0f s so far: %s", leader, spent, error)
 
 
-def astray(checkpoint: Checkpoint, found: DataDirectory) -> bool:
-    """Tell whether the held member's server has gone on by itself, elsewhere than at the mark."""
-    return ended_recovery(found) and not promoted(checkpoint, found) and not cut_short(checkpoint, found)
-
-
 def _patroni_runs(node: NodeHook) -> bool:
     return node.service_status().running
 
@@ -273,6 +243,21 @@ def _left_out(survey: Survey, members: set[str]) -> list[str]:
 def _unproven(checkpoint: Checkpoint, warnings: list[str], why: str) -> dict[str, Any]:
     """The others serve, and of the held member is not known whether it is held: the journal stays as it is."""
     return {"put_back": True, "unproven": why, "checkpoint": checkpoint.public(), "warnings": [*warnings, why]}
+
+
+def _lost_astray(
+    hook: ClusterHook, checkpoint: Checkpoint, node: NodeHook, others: list[str], warnings: list[str], state: str
+) -> dict[str, Any]:
+    """The others serve; the held one went on past the mark by itself, so its data are no standby's of theirs."""
+    lost = (
+        f"checkpoint {checkpoint.id} is lost: the server of {node.where} was {state!r}, so it has ended its "
+        "recovery elsewhere than at the mark. It stays stopped, and the others serve without it. Remove its data "
+        f"directory, move {node.config_path}{shell.ASIDE} back to {node.config_path} and start Patroni, which "
+        "clones it"
+    )
+    checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
+    hook.write_journal(checkpoint, needed=others, optional=[checkpoint.held])
+    return {"put_back": True, "lost": lost, "checkpoint": checkpoint.public(), "warnings": warnings}
 
 
 def _all_run(survey: Survey, members: set[str]) -> bool:

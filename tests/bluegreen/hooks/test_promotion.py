@@ -9,8 +9,7 @@ import pytest
 
 from bluegreen.exceptions import FailedForNowError
 from bluegreen.hooks.node import DataDirectory
-from bluegreen.hooks.promotion import begun, cut_short, promoted, was_standby
-from bluegreen.operators.put_back import astray
+from bluegreen.hooks.promotion import astray, begun, cut_short, promoted, was_standby
 
 LINE = "3\t0/58F55E8\tafter transaction 743\n"
 FAILED_OVER = LINE + "4\t0/6000000\tno recovery target specified\n"
