@@ -42,7 +42,9 @@ chroot "$folder" apt-get -qq -o APT::Sandbox::User=root update >/dev/null || {
 chroot "$folder" apt-get clean
 rm -rf "$folder"/var/lib/apt/lists/* "$folder"/usr/share/doc/* "$folder"/usr/share/man/*
 # whom this machine trusts: a company's proxy may sign what pip and apt download
-cp -r /usr/local/share/ca-certificates/. "$folder/usr/local/share/ca-certificates/"
+if [ -d /usr/local/share/ca-certificates ]; then
+    cp -r /usr/local/share/ca-certificates/. "$folder/usr/local/share/ca-certificates/"
+fi
 chroot "$folder" update-ca-certificates >/dev/null 2>&1
 tar -C "$folder" -c . | docker import - "$image" >/dev/null
 echo "$image is made"
