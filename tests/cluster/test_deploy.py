@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import pytest
 from airflow.sdk import Connection
+from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.sdk.execution_time.timeout import TimeoutPosix
 from lab.config import CHECKOUT
 from tests.cluster.scene import BAD_MIGRATION, GOOD_MIGRATION, Scene, wait_for
 from tests.cluster.verdict import contents, verdict
@@ -58,6 +60,20 @@ def test_a_check_with_a_large_answer_does_not_fill_the_memory(clean: Scene) -> N
     assert psutil.Process().memory_info().rss - begin < 64 * 1024**2
 
 
+def test_a_statement_ends_on_the_server_when_its_task_is_out_of_time(clean: Scene) -> None:
+    node, user = clean.lab.nodes[clean.leader], str(clean.lab.info["superuser"])
+    login = {"login": user, "password": clean.lab.info["users"][user], "extra": json.dumps(clean.lab.libpq)}
+    connection = Connection(conn_id="lab", conn_type="postgres", schema="app", **login)
+    active = "select count(*) from pg_stat_activity where query = 'select pg_sleep(900)' and state = 'active'"
+    with (
+        MemberSql(connection, node.name, node.host, node.port, statement_timeout_ms=0) as sql,
+        pytest.raises(AirflowTaskTimeout),
+        TimeoutPosix(2),
+    ):
+        sql.run("select pg_sleep(900)", doing="the deployment")
+    wait_for("it ends", lambda: clean.lab.value(clean.leader, active, database="postgres") == 0, seconds=5)
+
+
 def test_a_command_finds_the_primary_and_its_failure_rolls_back(scene: Scene) -> None:
     command = (
         "env | grep -E '^_?AIRFLOW_' | grep -vE '^AIRFLOW_(HOME=|CTX_)' && exit 4; "
@@ -91,6 +107,44 @@ def test_what_fails_before_it_began_is_not_rolled_back(scene: Scene) -> None:
     assert report["message"].startswith("Nothing was deployed. "), report
     assert scene.is_in("deploy", run_id, "roll_back", "skipped")
     verdict(scene.lab, before=scene.fresh, rows=scene.rows)
+
+
+def test_half_a_deployment_is_not_kept_because_its_second_pass_fails_before_it_begins(scene: Scene) -> None:
+    path = CHECKOUT / "include" / "demo" / "for_a_moment.sql"
+    waiting = ("awaiting_input", "deferred")
+    body = {"dry_run": False, "task_ids": ["deploy"], "include_downstream": True, "only_failed": False}
+    try:
+        path.write_text("set role release;\ncreate table half as select 1 as i;\nselect 1 / 0;\n")
+        run_id = scene.trigger("deploy", sql="demo/for_a_moment.sql", checks=CHECKS, decision="ask")
+        wait_for("a person is asked", lambda: scene.is_in("deploy", run_id, "ask", *waiting), seconds=200)
+        path.write_text("begin;\nselect 1;\n")
+        first = scene.airflow.xcom("bluegreen_deploy", run_id, "deploy", key="problem")
+        answer = scene.airflow.request(
+            "POST", "dags/bluegreen_deploy/clearTaskInstances", body | {"dag_run_id": run_id, "reset_dag_runs": True}
+        )
+        assert answer.status_code == 200, answer.text
+
+        def failed_again() -> bool:
+            again = scene.airflow.xcom("bluegreen_deploy", run_id, "deploy", key="problem")
+            return again != first and scene.is_in("deploy", run_id, "ask", *waiting)
+
+        wait_for("the person is asked again", failed_again, seconds=200)
+    finally:
+        path.unlink()
+    problem = scene.airflow.xcom("bluegreen_deploy", run_id, "deploy", key="problem")
+    assert "begins a transaction and does not end it" in problem["message"], problem
+    time.sleep(2)
+    answer = scene.airflow.request(
+        "PATCH",
+        f"dags/bluegreen_deploy/dagRuns/{run_id}/taskInstances/ask/-1/hitlDetails",
+        {"chosen_options": ["Roll back"], "params_input": {}},
+    )
+    assert answer.status_code == 200, answer.text
+    scene.airflow.wait("bluegreen_deploy", run_id, seconds=400)
+    report = scene.airflow.xcom("bluegreen_deploy", run_id, "report")
+    assert report["result"] == "rolled_back", report
+    record = report["checkpoint"]
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, leader=record["held"], after_xid=record["xid"])
 
 
 def test_without_a_checkpoint_nothing_is_deployed(scene: Scene) -> None:

@@ -215,6 +215,10 @@ class MemberSql:
             raise OutcomeUnknownError(f"{self.where}: {doing} was cut short ({_text(error)})") from None
         except psycopg.Error as error:
             raise FailedForNowError(f"{self.where}: {doing} failed ({_text(error)})") from None
+        except BaseException:
+            # Airflow's time limit, for one; the server would go on with what nobody waits for
+            self.cancel()
+            raise
 
 
 def _text(error: BaseException) -> str:

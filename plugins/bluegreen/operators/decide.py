@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 RESUME, ROLLBACK = "resume", "rollback"
-MAY_NOT_HAVE_BEGUN = ("failed", "upstream_failed")
 
 
 class DecideOperator(BaseBranchOperator):
     """Branch to resume or rollback by how the deployment's tasks ended; anything but success is a failure.
 
-    Without a held checkpoint there is nothing to decide, and all branches are skipped. A deployment that failed before
-    it began has changed nothing: a rollback would be an outage for nothing, so the standby goes on.
+    Without a held checkpoint there is nothing to decide, and all branches are skipped. A deployment that says that it
+    failed before it began has changed nothing: a rollback would be an outage for nothing, so the standby goes on.
 
     Example::
 
@@ -73,7 +72,7 @@ class DecideOperator(BaseBranchOperator):
             self.log.info("no checkpoint is held (%s): nothing was deployed, nothing to decide", states.get(self.held))
             return None
         begun = context["ti"].xcom_pull(task_ids=self.deploys, key=BEGUN_KEY)
-        if states.get(self.deploys) in MAY_NOT_HAVE_BEGUN and not begun:
+        if states.get(self.deploys) == "failed" and begun is False:
             self.log.info("%s failed before the deployment began: nothing to roll back", self.deploys)
             return self.resume
         if self.decision == "ask":

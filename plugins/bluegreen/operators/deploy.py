@@ -107,7 +107,8 @@ class RunDeploymentOperator(PlanDeploymentOperator):
 
     That it begins is kept in Airflow's task state store, which outlives a try: where Airflow starts the task again, as
     LocalExecutor does after its scheduler has died, the second pass refuses. A person who clears the task begins anew.
-    The XCom ``begun`` tells :class:`DecideOperator` of it: what failed before has changed nothing.
+    The XCom ``begun`` tells :class:`DecideOperator` of it, as soon as a pass starts: what failed before any pass under
+    the same checkpoint had begun has changed nothing.
 
     SQL runs statement by statement, each in a transaction of its own unless the file begins one; what a statement
     returns is received whole and thrown away, so one that returns many rows belongs into a command. A command runs
@@ -127,6 +128,14 @@ class RunDeploymentOperator(PlanDeploymentOperator):
         super().__init__(**kwargs)
         self._subprocess: SubprocessHook | None = None
         self._sql: MemberSql | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Say whether an earlier pass had begun, whose XComs Airflow has removed; then as any other."""
+        kept, taken = context["task_state_store"].get(BEGUN_KEY), checkpoints_of_run(context)
+        under = kept.get("checkpoint") if isinstance(kept, dict) else None
+        had_begun = kept is not None and (not taken or under is None or under in taken)
+        context["ti"].xcom_push(key=BEGUN_KEY, value=had_begun)
+        return super().execute(context)
 
     def act(self, hook: ClusterHook, context: Context) -> dict[str, Any]:
         """Prove the hold once more, then deploy."""
@@ -155,28 +164,28 @@ class RunDeploymentOperator(PlanDeploymentOperator):
             with MemberSql(connection, leader.name, leader.host, leader.port, statement_timeout_ms=0) as sql:
                 if sql.row("identity")["in_recovery"] is not False:
                     raise FailedForNowError(f"{sql.where} leads, and takes no writes; nothing was deployed")
-                self._begin(context)
+                self._begin(context, checkpoint.id)
                 self._sql = sql
                 for number, statement in enumerate(statements, 1):
                     sql.run(statement, doing=f"statement {number} of {len(statements)} of the deployment")
                 sql.require_idle("the deployment")
             return {"statements": len(statements)}
-        self._begin(context)
+        self._begin(context, checkpoint.id)
         self._run_command(hook.cluster, str(found.command), leader.host, leader.port)
         return {"statements": 0}
 
-    def _begin(self, context: Context) -> None:
+    def _begin(self, context: Context, checkpoint: str) -> None:
         """Keep that it begins now, where a later pass finds it; whatever happens from here on may be half of it."""
         ti, store = context["ti"], context["task_state_store"]
         # Airflow raises it when a person clears the task, and not when it starts the task again by itself
-        cleared: dict[str, Any] = {"max_tries": ti.max_tries}
+        now: dict[str, Any] = {"max_tries": ti.max_tries, "checkpoint": checkpoint}
         before = store.get(BEGUN_KEY)
-        if before != cleared:
-            store.set(BEGUN_KEY, cleared, retention=BEGUN_KEPT)
-            if store.get(BEGUN_KEY) != cleared:
+        if before != now:
+            store.set(BEGUN_KEY, now, retention=BEGUN_KEPT)
+            if store.get(BEGUN_KEY) != now:
                 raise FailedForNowError("that the deployment begins could not be kept in Airflow; nothing was deployed")
         ti.xcom_push(key=BEGUN_KEY, value=True)
-        if before == cleared:
+        if before == now:
             raise RefusedError(
                 "an earlier pass of this task had begun the deployment and was cut off, so how far it came is not "
                 "known; it does not run a second time"

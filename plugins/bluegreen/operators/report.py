@@ -232,7 +232,7 @@ class Gathered:
         self.problems: dict[str, list[dict[str, str]]] = {}
         self.changed: dict[str, list[str]] = {}
         self.child_reports: dict[str, list[dict[str, Any]]] = {}
-        self.begun: set[str] = set()
+        self.unbegun: set[str] = set()
         self.task_ids = task_ids
         for name in task_ids:
             if not self.began(name):
@@ -242,7 +242,7 @@ class Gathered:
             if self._any_state(name, _FAILED_STATES):
                 self.problems[name] = _all(ti, name, PROBLEM_KEY)
                 self.changed[name] = _all(ti, name, CHANGED_KEY)
-                self.begun |= {name} if _all(ti, name, BEGUN_KEY) else set()
+                self.unbegun |= {name} if _all(ti, name, BEGUN_KEY) == [False] else set()
                 self.child_reports[name] = _all(ti, name, CHILD_REPORT_KEY)
 
     def _states_of(self, name: str) -> list[str]:
@@ -263,7 +263,7 @@ class Gathered:
 
     def not_begun(self, name: str) -> bool:
         """Tell whether a deployment is known to have failed before it began."""
-        return self._any_state(name, _FAILED_STATES) and name not in self.begun
+        return name in self.unbegun
 
     def succeeded(self, name: str) -> bool:
         """Tell whether a task is known to have succeeded."""
@@ -388,7 +388,8 @@ def _after_failed_rollback(report: Mapping[str, Any], gathered: Gathered, first:
     if done["put_back"]:
         served = "The old cluster was put back into service, with the deployment in it;"
         if done.get("lost"):
-            return f"{served} but {done['lost'].rstrip('.')}. Run bluegreen_resume to let the standby go on."
+            then = "" if "bluegreen_resume" in done["lost"] else " Run bluegreen_resume to let the standby go on."
+            return f"{served} but {done['lost'].rstrip('.')}.{then}"
         if done.get("unproven"):
             return f"{served} but {done['unproven'].rstrip('.')}."
         return f"{served} the checkpoint is still held, and was proven again. {again}."

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bluegreen.exceptions import FailedForNowError, RefusedError
+from bluegreen.exceptions import FailedForNowError, RefusedError, RegistryError
 from bluegreen.operators.decide import DecideOperator
 from bluegreen.operators.deploy import RunDeploymentOperator, command_environment, split_sql
 
@@ -76,7 +76,7 @@ def pass_of(store: Store, max_tries: int = 0) -> dict[str, Any]:
     ti = SimpleNamespace(max_tries=max_tries, xcom_push=lambda key, value: pushed.update({key: value}))
     operator = RunDeploymentOperator(task_id="deploy", cluster="orders")
     try:
-        operator._begin({"ti": ti, "task_state_store": store})  # type: ignore[typeddict-item]
+        operator._begin({"ti": ti, "task_state_store": store}, "bg_1")  # type: ignore[typeddict-item]
     except RefusedError as error:
         return pushed | {"refused": str(error)}
     return pushed
@@ -89,6 +89,31 @@ def test_a_deployment_that_was_cut_off_does_not_run_twice_unless_a_person_clears
     assert again["begun"] and "does not run a second time" in again["refused"]
     assert pass_of(store, max_tries=1) == {"begun": True}
     assert "does not run a second time" in pass_of(store, max_tries=1)["refused"]
+
+
+@pytest.mark.parametrize(
+    ("before", "taken", "begun"),
+    [
+        (None, {"bg_1"}, False),
+        ({"max_tries": 0, "checkpoint": "bg_1"}, {"bg_1"}, True),
+        ({"max_tries": 0, "checkpoint": "bg_1"}, set(), True),
+        # all of the run was cleared, and what had begun is rolled back, or live
+        ({"max_tries": 0, "checkpoint": "bg_1"}, {"bg_2"}, False),
+        # kept by a release that did not say for which
+        ({"max_tries": 0}, {"bg_2"}, True),
+    ],
+)
+def test_a_pass_says_at_once_whether_one_had_begun_under_the_same_checkpoint(
+    before: Any, taken: set[str], begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bluegreen.operators.deploy.checkpoints_of_run", lambda _: taken)
+    pushed: dict[str, Any] = {}
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    store = Store({"begun": before} if before else {})
+    operator = RunDeploymentOperator(task_id="deploy", cluster="nobody's")
+    with pytest.raises(RegistryError):
+        operator.execute({"ti": ti, "task_state_store": store})  # type: ignore[typeddict-item]
+    assert pushed["begun"] is begun
 
 
 def test_what_cannot_be_kept_is_not_begun() -> None:
@@ -105,10 +130,12 @@ def test_what_cannot_be_kept_is_not_begun() -> None:
         ("success", "success", True, "resume"),
         ("success", "failed", True, "roll_back"),
         ("failed", "upstream_failed", True, "roll_back"),
-        ("failed", "upstream_failed", None, "resume"),
-        ("upstream_failed", "upstream_failed", None, "resume"),
-        # of one that was skipped by hand nobody knows
+        ("failed", "upstream_failed", False, "resume"),
+        # of one that could not say so, or was ended by hand, nobody knows
+        ("failed", "upstream_failed", None, "roll_back"),
+        ("upstream_failed", "upstream_failed", None, "roll_back"),
         ("skipped", "skipped", None, "roll_back"),
+        ("skipped", "skipped", False, "roll_back"),
     ],
 )
 def test_only_what_had_begun_is_rolled_back(
@@ -126,5 +153,5 @@ def test_only_what_had_begun_is_rolled_back(
         decision=decision,
     )
     ti = SimpleNamespace(xcom_pull=lambda task_ids, key: begun if (task_ids, key) == ("deploy", "begun") else None)
-    asked = decision == "ask" and (begun or deploy == "skipped")
+    asked = decision == "ask" and not (deploy == "failed" and begun is False)
     assert operator.choose_branch({"ti": ti}) == ("ask" if asked else follows)  # type: ignore[typeddict-item]
