@@ -38,7 +38,7 @@ _FOLLOWS: dict[Phase, frozenset[Phase]] = {
     Phase.HELD: frozenset({Phase.HELD, Phase.RELEASING, Phase.STOPPING}),
     Phase.RELEASING: frozenset({Phase.RELEASING}),
     Phase.STOPPING: frozenset({Phase.STOPPING, Phase.RECOVERING, Phase.HELD, Phase.RELEASING}),
-    Phase.RECOVERING: frozenset({Phase.RECOVERING, Phase.PROMOTED, Phase.HELD}),
+    Phase.RECOVERING: frozenset({Phase.RECOVERING, Phase.PROMOTED, Phase.HELD, Phase.RELEASING}),
     Phase.PROMOTED: frozenset({Phase.PROMOTED, Phase.TAKEN_OVER}),
     Phase.TAKEN_OVER: frozenset({Phase.TAKEN_OVER}),
 }

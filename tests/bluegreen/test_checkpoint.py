@@ -97,6 +97,7 @@ ALLOWED = {
     ("recovering", "recovering"),
     ("recovering", "promoted"),
     ("recovering", "held"),
+    ("recovering", "releasing"),
     ("promoted", "promoted"),
     ("promoted", "taken_over"),
     ("taken_over", "taken_over"),

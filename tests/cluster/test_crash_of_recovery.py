@@ -31,23 +31,29 @@ AT, SHUTTING_DOWN = 16, (3).to_bytes(4, sys.byteorder)
 
 
 @contextlib.contextmanager
-def dies_at_its_checkpoint(lab: Lab, held: str, when: str, *, started_again: bool = False) -> Iterator[list[str]]:
-    """Kill the server that recovers, once, in that moment; the list gets what pg_control says then.
+def dies_at_its_checkpoint(
+    lab: Lab, held: str, when: str, *, times: int = 1, started_again: bool = False
+) -> Iterator[list[str]]:
+    """Kill the server that recovers in that moment; the list gets what pg_control says then, each time.
 
     :param when: one of STATES.
+    :param times: how often; each try starts it anew.
     :param started_again: somebody starts it as it is, at once.
     """
     node, seen, end = lab.nodes[held], list[str](), threading.Event()
-    before, known = lab.postmaster(held), set(history_files(node))
     control = node.data_dir / "global" / "pg_control"
 
-    def reached() -> bool:
+    def reached(known: set[str]) -> bool:
         if when == "before it":
             return set(history_files(node)) > known
         with control.open("rb") as file:
             return file.read(AT + 4)[AT:] == SHUTTING_DOWN
 
     def watch() -> None:
+        for _ in range(times):
+            watch_one(lab.postmaster(held), set(history_files(node)))
+
+    def watch_one(before: int | None, known: set[str]) -> None:
         checkpointer = None
         while not end.is_set() and checkpointer is None:
             pid = lab.postmaster(held)
@@ -59,7 +65,10 @@ def dies_at_its_checkpoint(lab: Lab, held: str, when: str, *, started_again: boo
             return
         if when == "before it":
             checkpointer.suspend()
-        while not end.is_set() and not reached():
+        # what the try before has left says nothing of this one
+        while not end.is_set() and reached(known):
+            time.sleep(0.0005)
+        while not end.is_set() and not reached(known):
             time.sleep(0.0005)
         checkpointer.suspend()
         # the rest of what is done before the checkpoint
@@ -67,10 +76,11 @@ def dies_at_its_checkpoint(lab: Lab, held: str, when: str, *, started_again: boo
         seen.append(lab.ssh(held, f"{lab.info['bin_dir']}/pg_controldata {node.data_dir}").stdout)
         server = psutil.Process(pid)
         command, owner, group = server.cmdline(), server.uids().real, server.gids().real
-        for process in (server, *server.children()):
+        processes = (server, *server.children())
+        for process in processes:
             process.kill()
+        psutil.wait_procs(processes, 10)
         if started_again:
-            server.wait(10)
             as_owner: dict[str, Any] = {"user": owner, "group": group} if os.getuid() != owner else {}
             more = as_owner | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             subprocess.Popen(command, cwd=node.data_dir, start_new_session=True, **more)
@@ -115,6 +125,55 @@ def test_a_rollback_recovers_once_more(scene: Scene, when: str) -> None:
         scene.rollback()
     killed(seen, when)
     ended_at_the_mark(scene, known)
+
+
+def fail_for_good(scene: Scene, when: str) -> str:
+    """Roll back while the recovered server dies at each try; return what the report says: the others serve."""
+    deployed = contents(scene.lab, scene.leader)
+    with dies_at_its_checkpoint(scene.lab, scene.held, when, times=3) as seen:
+        state, report = scene.run("rollback", **scene.rollback_conf())
+    killed(seen, when)
+    assert (state, report["result"], len(seen)) == ("failed", "failed", 3), report
+    assert "The old cluster was put back into service" in report["message"], report["message"]
+    others = [name for name in scene.lab.names if name != scene.held]
+    assert [contents(scene.lab, name) for name in others] == [deployed] * 2
+    assert scene.journal()["phase"] == "recovering"
+    return str(report["message"])
+
+
+@pytest.mark.whole
+def test_who_dies_each_time_can_be_given_up(scene: Scene) -> None:
+    lab = scene.lab
+    begin(scene)
+    held, deployed = scene.held, contents(lab, scene.leader)
+    said = fail_for_good(scene, "during it")
+    node = lab.nodes[held]
+    assert (
+        f"remove its data directory, move {node.patroni_config}.bluegreen-aside back to {node.patroni_config}" in said
+    )
+
+    assert "it cannot be resumed" in scene.refused("resume")
+
+    lab.ssh(held, f"rm -r {node.data_dir} && mv {node.patroni_config}.bluegreen-aside {node.patroni_config}")
+    lab.start_patroni(held)
+    lab.wait_healthy(90)
+    scene.must("resume")
+    verdict(lab, before=scene.fresh, rows=deployed)
+
+
+@pytest.mark.whole
+def test_who_leads_since_a_recovery_was_given_up_is_known_to_the_next_try(scene: Scene) -> None:
+    lab = scene.lab
+    begin(scene)
+    old, third = scene.leader, scene.third
+    fail_for_good(scene, "during it")
+    lab.patronictl("switchover", lab.name, "--candidate", third, "--force", node=third).check_returncode()
+    assert scene.wait_failover(old) == third
+
+    report = scene.rollback()
+
+    assert report["checkpoint"]["leader"] == third, report
+    verdict(lab, before=scene.fresh, rows=scene.rows, leader=scene.held, after_xid=scene.xid)
 
 
 @pytest.mark.whole

@@ -24,7 +24,7 @@ from bluegreen.operators.base import (
     owner_of,
     run_state,
 )
-from bluegreen.operators.release import RELEASABLE, find, release
+from bluegreen.operators.release import RELEASABLE, can_be_given_up, find, release
 from bluegreen.topology import Topology, slot_name
 
 if TYPE_CHECKING:
@@ -331,6 +331,7 @@ class _Look:
                     "the standby may be held, and no rollback can use it; run bluegreen_resume"
                     if checkpoint.phase in RELEASABLE
                     else "run bluegreen_rollback again"
+                    + (", or bluegreen_resume to keep what is" if can_be_given_up(self.survey, checkpoint) else "")
                 )
             )
             return

@@ -166,7 +166,8 @@ class PlanRollbackOperator(BluegreenOperator):
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         found = data[checkpoint.held]
         standalone = Standalone(node, state, checkpoint)
-        if promoted(checkpoint, found) or (begun(checkpoint, found) and found.server_processes):
+        alone = state.aside and state.saved and found.server_processes
+        if promoted(checkpoint, found) or (begun(checkpoint, found) and alone):
             # The second is about to be promoted. What becomes of it is proven when everybody is down.
             return warnings
         node.require_replaceable(standalone.originals)
@@ -184,11 +185,14 @@ class PlanRollbackOperator(BluegreenOperator):
         return warnings
 
     def _begin(self, hook: ClusterHook, survey: Survey, checkpoint: Checkpoint, down: set[str]) -> Checkpoint:
-        if checkpoint.phase not in {Phase.HELD, Phase.STOPPING}:
+        # where a former try's recovery was given up, the others have served since, and another may lead
+        nobody_served = checkpoint.phase is Phase.RECOVERING and survey.topology is None
+        if checkpoint.past_no_return or nobody_served:
             if set(checkpoint.hosts_down) == down:
                 return checkpoint
             changed = checkpoint.advanced(checkpoint.phase, hosts_down=sorted(down))
         else:
+            phase = Phase.RECOVERING if checkpoint.phase is Phase.RECOVERING else Phase.STOPPING
             config = checkpoint.dynamic_config
             leader = self._leads_now(hook, survey, checkpoint)
             if survey.topology is not None:
@@ -196,7 +200,7 @@ class PlanRollbackOperator(BluegreenOperator):
                     config = hook.patroni.dynamic_config(survey.topology.leader.api_url)
                 except BluegreenError as error:
                     self.log.warning("the dynamic configuration is the checkpoint's: %s", error)
-            changed = checkpoint.advanced(Phase.STOPPING, hosts_down=sorted(down), dynamic_config=config, leader=leader)
+            changed = checkpoint.advanced(phase, hosts_down=sorted(down), dynamic_config=config, leader=leader)
         hook.write_journal(changed, needed=set(changed.members) - down)
         return changed
 

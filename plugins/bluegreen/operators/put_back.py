@@ -110,11 +110,15 @@ class PutBackOperator(BluegreenOperator):
         found = node.data_directory(state.config)
         # only where the files of a recovery were written: elsewhere Patroni may have promoted it, and it leads
         alone = bool(state.saved and state.aside)
+        if state.saved and begun(checkpoint, found) is None:
+            held.stop_unpromoted()
+            # it may have come to the mark before it was told to stop, and ends its promotion then
+            found = node.data_directory(state.config)
         if alone and others and astray(checkpoint, found):
             held.stop_unpromoted()
             found = node.data_directory(state.config)
             if astray(checkpoint, found):
-                return _lost_astray(hook, checkpoint, node, others, left + others_serve(), cluster_state(found))
+                return _lost_astray(hook, checkpoint, held, others, left + others_serve(), cluster_state(found))
         if begun(checkpoint, found) is not None:
             if promoted(checkpoint, found) or found.server_processes or not (alone and others):
                 raise RefusedError(
@@ -125,10 +129,10 @@ class PutBackOperator(BluegreenOperator):
                 checkpoint,
                 left + others_serve(),
                 f"{checkpoint.held}, the held member, had begun the timeline from the mark, and its server ended "
-                f"before it was promoted there. It stays stopped, and the others serve without it. {GO_ON}",
+                f"before it was promoted there. It stays stopped, and the others serve without it. {GO_ON}. To keep "
+                f"the deployment instead, {_clone_by_hand(held)}",
             )
         if state.saved:
-            held.stop_unpromoted()
             try:
                 held.close_again()
             except FailedForNowError as error:
@@ -245,15 +249,26 @@ def _unproven(checkpoint: Checkpoint, warnings: list[str], why: str) -> dict[str
     return {"put_back": True, "unproven": why, "checkpoint": checkpoint.public(), "warnings": [*warnings, why]}
 
 
+def _clone_by_hand(held: Standalone) -> str:
+    """Say how a held member whose data nobody can use comes back as a standby of the others."""
+    node = held.node
+    saved = {name: path for name, path in held.originals.items() if not path.startswith(f"{held.data_dir}/")}
+    moves = [f"{node.config_path}{shell.SAVED}/{name} back to {path}" for name, path in saved.items()]
+    moves.append(f"{node.config_path}{shell.ASIDE} back to {node.config_path}")
+    return (
+        f"remove its data directory, move {', '.join(moves)} and start Patroni, which clones it; then run "
+        "bluegreen_resume"
+    )
+
+
 def _lost_astray(
-    hook: ClusterHook, checkpoint: Checkpoint, node: NodeHook, others: list[str], warnings: list[str], state: str
+    hook: ClusterHook, checkpoint: Checkpoint, held: Standalone, others: list[str], warnings: list[str], state: str
 ) -> dict[str, Any]:
     """The others serve; the held one went on past the mark by itself, so its data are no standby's of theirs."""
     lost = (
-        f"checkpoint {checkpoint.id} is lost: the server of {node.where} was {state!r}, so it has ended its "
-        "recovery elsewhere than at the mark. It stays stopped, and the others serve without it. Remove its data "
-        f"directory, move {node.config_path}{shell.ASIDE} back to {node.config_path} and start Patroni, which "
-        "clones it"
+        f"checkpoint {checkpoint.id} is lost: the server of {held.node.where} was {state!r}, so it has ended its "
+        "recovery elsewhere than at the mark. It stays stopped, and the others serve without it. To have it "
+        f"back, {_clone_by_hand(held)}"
     )
     checkpoint = checkpoint.advanced(Phase.HELD, hosts_down=[])
     hook.write_journal(checkpoint, needed=others, optional=[checkpoint.held])

@@ -159,7 +159,7 @@ def find(hook: ClusterHook, survey: Survey, wanted: object) -> Checkpoint:
         raise RefusedError(f"{hook.cluster.name} holds no checkpoint (no journal on any member); nothing to resume")
     if wanted and check_id(str(wanted)) != checkpoint.id:
         raise RefusedError(f"the checkpoint held is {checkpoint.id}, found {wanted!r}; give the one that is held")
-    if checkpoint.phase not in RELEASABLE and not _nothing_stopped(survey, checkpoint):
+    if checkpoint.phase not in RELEASABLE and not can_be_given_up(survey, checkpoint):
         raise RefusedError(
             f"a rollback to checkpoint {checkpoint.id} has begun ({checkpoint.phase.value}); it cannot be resumed. "
             "Finish it: run bluegreen_rollback again"
@@ -167,10 +167,11 @@ def find(hook: ClusterHook, survey: Survey, wanted: object) -> Checkpoint:
     return checkpoint
 
 
-def _nothing_stopped(survey: Survey, checkpoint: Checkpoint) -> bool:
-    """Tell whether a rollback was announced and then ended before it stopped anybody: it moves files aside first."""
+def can_be_given_up(survey: Survey, checkpoint: Checkpoint) -> bool:
+    """Tell whether a rollback that had begun has stopped nobody, or everybody is back: it moves files aside first."""
     states = [survey.states.get(name) for name in checkpoint.members]
-    return checkpoint.phase is Phase.STOPPING and all(state is not None and not state.aside for state in states)
+    begun = checkpoint.phase in {Phase.STOPPING, Phase.RECOVERING}
+    return begun and all(state is not None and not state.aside for state in states)
 
 
 def _position_before(hook: ClusterHook, checkpoint: Checkpoint, *, seconds: float) -> int | None:
