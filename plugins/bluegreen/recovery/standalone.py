@@ -39,8 +39,9 @@ def recovery_settings(*, xid: int, timeline: int, version: ServerVersion, restor
         "recovery_target_inclusive": "true",
         "recovery_target_action": "promote",
         "recovery_target_timeline": str(timeline),
-        # A command that the shell cannot run ends the server, where "not in the archive" lets it go on.
-        "restore_command": f"({restore_command}) || exit 1" if restore_command else "/bin/false",
+        # A command that the shell cannot run ends the server, where "not in the archive" lets it go on; `eval`, since
+        # one may end in a comment.
+        "restore_command": f"(eval {shlex.quote(restore_command)}) || exit 1" if restore_command else "/bin/false",
         "primary_conninfo": "",
         "primary_slot_name": "",
         "recovery_min_apply_delay": "0",

@@ -134,7 +134,7 @@ def test_recovery_conf_has_what_that_version_knows(version: ServerVersion) -> No
         "recovery_target_inclusive = 'true'\n"
         "recovery_target_action = 'promote'\n"
         "recovery_target_timeline = '3'\n"
-        "restore_command = '(cp ''/wal archive''/%f %p) || exit 1'\n"
+        "restore_command = '(eval ''cp ''\"''\"''/wal archive''\"''\"''/%f %p'') || exit 1'\n"
         "recovery_min_apply_delay = '0'\n"
         "standby_mode = 'off'\n"
     )

@@ -63,11 +63,23 @@ def test_a_crash_ends_the_server() -> None:
 
 
 def test_the_nodes_own_restore_command_is_used() -> None:
-    assert _settings(V15, restore="cp /a/%f %p")["restore_command"] == "(cp /a/%f %p) || exit 1"
+    assert _settings(V15, restore="cp /a/%f %p")["restore_command"] == "(eval 'cp /a/%f %p') || exit 1"
     assert _settings(V15)["restore_command"] == "/bin/false"
-    # 127, "not found", is what the server would end for
-    command = _settings(V15, restore="/not/there %f %p || exec /nor/this")["restore_command"]
-    assert subprocess.run(["sh", "-c", command], stderr=subprocess.DEVNULL).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "status"),
+    [
+        # 127, "not found", is what the server would end for
+        ("/not/there %f %p || exec /nor/this", 1),
+        ("true ) here", 1),
+        ("false", 1),
+        ("test 'a b' = \"a b\" # nightly", 0),
+    ],
+)
+def test_a_restore_command_succeeds_or_ends_with_one(own: str, status: int) -> None:
+    command = _settings(V15, restore=own)["restore_command"]
+    assert subprocess.run(["sh", "-c", command], stderr=subprocess.DEVNULL).returncode == status
 
 
 def test_recovery_conf_knows_no_empty_values_and_ends_standby_mode() -> None:
