@@ -50,7 +50,7 @@ set -eu
 LC_ALL=C; export LC_ALL
 umask 077
 wal="$data/$wal_name"
-owners_tag='nofailover:[[:space:]]*(true|yes|on|True|TRUE)([[:space:],}]|$)'
+owners_tag='(nofailover:[[:space:]]*(true|yes|on|True|TRUE)|failover_priority:[[:space:]]*0)([[:space:],}]|$)'
 fail() { printf '%s\n' "$*" >&2; exit 1; }
 lost() { printf 'LOST: %s\n' "$*" >&2; exit 3; }
 runs() { "$bin/pg_ctl" status -D "$data" >/dev/null 2>&1; }
@@ -105,10 +105,10 @@ up() { case " $HOSTS_DOWN " in *" $1 "*) return 1 ;; esac; }
 # assign NAME VALUE: print an assignment for a node's script, in base64, so that no shell reads the value
 assign() { printf '%s=$(echo %s | base64 -d)\n' "$1" "$(printf '%s' "$2" | base64 | tr -d '\n')"; }
 
-# on MEMBER: run the script on standard input on its node, as the owner of the data directory
+# on MEMBER: run the script on standard input on its node, as the owner of the data directory, once all of it is there
 on() (
   eval "$(member_values "$1")"
-  { cluster_values; member_values "$1"; helpers; cat; } | $SSH -- "$host" "$owner_shell"
+  { echo '{'; cluster_values; member_values "$1"; helpers; cat; echo '}'; } | $SSH -- "$host" "$owner_shell"
 )
 
 # service MEMBER start|stop: run that command of its service manager
@@ -123,7 +123,7 @@ patroni() (
   eval "$(member_values "$1")"
   said=$(printf '%s </dev/null 2>&1\necho "bluegreen-status=$?"\n' "$status" | $SSH -- "$host" /bin/sh -s) || exit 1
   case $said in
-    *sudo:*) ;;
+    *sudo:* | *'Failed to connect to bus'*) ;;
     *bluegreen-status=126 | *bluegreen-status=127) ;;
     *bluegreen-status=0) echo "runs"; exit 0 ;;
     *bluegreen-status=[0-9]*) echo "does not run"; exit 0 ;;
@@ -149,6 +149,35 @@ if runs || [ "$(processes)" != 0 ]; then fail "$member: PostgreSQL runs on $data
 printf '%s is down: ' "$member"
 "$bin/pg_controldata" "$data" | grep 'Database cluster state' || fail "$member: pg_controldata says no state"
 STEP
+}
+
+# silent MEMBER: nothing of a host that is called dead may answer
+silent() (
+  eval "$(member_values "$1")"
+  { assign dead "$1"; assign address "$pg_host"; assign dead_port "$pg_port"; cat <<'STEP'
+status=0
+"$bin/pg_isready" -h "$address" -p "$dead_port" -t 3 || status=$?
+[ "$status" = 2 ] || fail "pg_isready on $member ended with $status for $dead ($address:$dead_port), expected 2, no answer"
+STEP
+  } | on "$held"
+)
+
+# led_last: who led when everybody was stopped: its server ended as no standby
+led_last() {
+  while IFS= read -r member <&3; do
+    up "$member" || continue
+    on "$member" <<'STEP' || return 1
+state=$("$bin/pg_controldata" "$data" | sed -n 's/^Database cluster state: *//p')
+on=$("$bin/pg_controldata" "$data" | sed -n "s/^Latest checkpoint's TimeLineID: *//p")
+case $state in
+  'in archive recovery' | 'shut down in recovery') ;;
+  '') fail "$member: pg_controldata says no state" ;;
+  *) printf '%s %s\n' "$on" "$member" ;;
+esac
+STEP
+  done 3<<LIST | sort -n | tail -n 1 | cut -d ' ' -f 2-
+$(others)
+LIST
 }
 
 others_down() {
@@ -209,7 +238,7 @@ LIST
     { assign files "$(printf '%s\n' "$found" | sort -u)"; cat <<'STEP'
 cd -- "$data"
 printf '%s\n' "$files" | while IFS= read -r file; do
-  if [ ! -d "${file%/*}" ] || [ -e "$file" ]; then continue; fi
+  if [ ! -d "${file%/*}" ] || [ -s "$file" ]; then continue; fi
   cp -p -- PG_VERSION "$file"
   sync -- "$file"
   echo "$member: $file was missing after pg_rewind, and is there again"
@@ -224,7 +253,7 @@ LIST
 old_cluster() {
   echo
   echo "To go back to the old cluster instead, in this order, each as the owner of the files, the start as you log in"
-  echo "(where something is as it was already, leave it):"
+  echo "(where something is as it was already, leave it), and wait for the first one until patronictl list calls it Leader:"
   while IFS= read -r member <&3; do
     eval "$(member_values "$member")"
     echo "  on $member:"
@@ -372,7 +401,10 @@ if [ "${CONFIRM:-}" != "$cluster" ]; then read -r CONFIRM || CONFIRM=; fi
 step 0 "Look at every node, and prove that $held still stands before the mark" \
   "for each member 'answers', and 'proven'"
 while IFS= read -r member <&3; do
-  if up "$member"; then
+  if ! up "$member"; then
+    silent "$member" || stop "$member is in HOSTS_DOWN, and it is not certain that it is down (above: why). What runs \
+there with the discarded data must be stopped. Nothing was changed"
+  else
     echo 'echo "$member answers"' | on "$member" || stop "$member does not answer over ssh as the owner of its data \
 (above: why). If its host is certainly dead and cannot come back by itself, put HOSTS_DOWN=\"$member\" before the \
 command. Nothing was changed"
@@ -409,6 +441,16 @@ below, without $held. $(old_cluster)"
 run this again. Nothing was changed"
     list=$(table) || stop "patronictl list fails on $held (above: why), and this needs it after the point of no return \
 too. Does the DCS answer? Mend that, then run this again. Nothing was changed"
+    while IFS= read -r name <&3; do
+      up "$name" || continue
+      on "$name" <<'STEP' || stop "it is not proven that $name is a member of this cluster (above: why). Nothing was changed"
+found=$("$bin/pg_controldata" "$data" | sed -n 's/^Database system identifier: *//p')
+[ "$found" = "$system_identifier" ] ||
+  fail "$member: $data has the system identifier '$found', expected $system_identifier"
+STEP
+    done 3<<LIST
+$(others)
+LIST
     strangers=
     while IFS= read -r name <&3; do
       [ -n "$name" ] || continue
@@ -422,7 +464,10 @@ LIST
 would lead with the discarded data. Stop Patroni there for good, wait until patronictl list does not show it, then run \
 this again; clone it afresh afterwards. Nothing was changed"
     leads=$(printf '%s\n' "$list" | leader_in_table)
-    if [ "$leads" = "$held" ]; then leads=; fi ;;
+    if [ "$leads" = "$held" ]; then leads=; fi
+    if [ -z "$leads" ]; then
+      leads=$(led_last) || stop "it is not known who led (above: why). Mend that, then run this again. Nothing was changed"
+    fi ;;
   promoted | opened) echo "proven: done already: $held was promoted at the mark: $line" ;;
   *) stop "$held said '$reached' where its state was expected. Nothing was changed" ;;
 esac
@@ -542,19 +587,20 @@ line=$(branch)
 if [ ! -d "$saved" ] && [ -n "$line" ]; then fail "$saved is missing, and with it the server's own pg_hba.conf"; fi
 if [ ! -d "$saved" ]; then
   rm -rf -- "$saved.new"; mkdir -m 0700 -- "$saved.new"
-  cp -p -- "$hba_file" "$saved.new/pg_hba.conf"; cp -p -- "$ident_file" "$saved.new/pg_ident.conf"
-  cp -p -- "$data/postgresql.auto.conf" "$saved.new/"
-  for file in standby.signal recovery.conf; do
+  cp -p -- "$hba_file" "$saved.new/pg_hba.conf"
+  if [ -e "$ident_file" ]; then cp -p -- "$ident_file" "$saved.new/pg_ident.conf"; fi
+  for file in postgresql.auto.conf standby.signal recovery.conf; do
     if [ -e "$data/$file" ]; then cp -p -- "$data/$file" "$saved.new/"; fi
   done
-  sync; mv -- "$saved.new" "$saved"
+  sync; mv -- "$saved.new" "$saved"; sync
 fi
 shut
 if [ -n "$line" ]; then
   if runs; then "$bin/pg_ctl" reload -D "$data" >/dev/null; fi
 else
-  grep -vE "^ *($setting_names) *=" "$saved/postgresql.auto.conf" > "$data/postgresql.auto.conf" || [ "$?" = 1 ] ||
-    fail "$saved/postgresql.auto.conf cannot be read, or $data/postgresql.auto.conf not written"
+  own="$saved/postgresql.auto.conf"; if [ ! -e "$own" ]; then own=/dev/null; fi
+  grep -vE "^ *($setting_names) *=" "$own" > "$data/postgresql.auto.conf" || [ "$?" = 1 ] ||
+    fail "$own cannot be read, or $data/postgresql.auto.conf not written"
   cat >> "$data/postgresql.auto.conf" <<'SETTINGS'
 @SETTINGS@SETTINGS
 @SIGNALS@
@@ -645,13 +691,16 @@ step 5 "Open $held to clients and start Patroni on it, without the hold" "$held,
 if ! on "$held" <<'STEP'
 if [ -e "$config.bluegreen-aside" ]; then
   saved="$config.bluegreen-saved"
-  cp -p -- "$saved/pg_hba.conf" "$hba_file"; cp -p -- "$saved/pg_ident.conf" "$ident_file"
-  cp -p -- "$saved/postgresql.auto.conf" "$data/postgresql.auto.conf"
+  own() { if [ -e "$saved/$1" ]; then cp -p -- "$saved/$1" "$2"; else rm -f -- "$2"; fi; }
+  cp -p -- "$saved/pg_hba.conf" "$hba_file"
+  own pg_ident.conf "$ident_file"
+  own postgresql.auto.conf "$data/postgresql.auto.conf"
   if runs; then "$bin/pg_ctl" reload -D "$data" >/dev/null; fi
   if [ -d "$config.bluegreen-aside" ]; then rm -f -- "$config.bluegreen-aside/@HOLD_FILE@"
   elif [ -e "$config.bluegreen-original" ]; then
     sum=$(sed -n 's/.*"held_sha256": "\([0-9a-f]*\)".*/\1/p' "$config.bluegreen-journal")
-    if [ "$(sha256sum < "$config.bluegreen-aside" | cut -d ' ' -f 1)" != "${sum:-unknown}" ]; then
+    if [ "$(sha256sum < "$config.bluegreen-aside" | cut -d ' ' -f 1)" != "${sum:-unknown}" ] &&
+      ! cmp -s -- "$config.bluegreen-original" "$config.bluegreen-aside" && [ ! -e "$config.during-the-hold" ]; then
       cp -p -- "$config.bluegreen-aside" "$config.during-the-hold"
       echo "$config was edited during the hold: $config.during-the-hold has that, carry it over afterwards"
     fi
@@ -663,7 +712,7 @@ if [ -e "$config.bluegreen-aside" ]; then
       printf 'tags:\n  nofailover: false\n' > "$config.bluegreen-aside/@HOLD_FILE@"
     fi
   else
-    sed -i -E "s/$owners_tag/nofailover: false\\2/" "$config.bluegreen-aside"
+    sed -i -E "s/$owners_tag/nofailover: false\\3/" "$config.bluegreen-aside"
   fi
   if [ -e "$config" ]; then fail "both $config and $config.bluegreen-aside exist; keep the right one"; fi
   mv -- "$config.bluegreen-aside" "$config"
@@ -785,6 +834,10 @@ $(others; printf '%s\n' "$held")
 LIST
 printf '\n== Done: the state right after transaction %s is served. ' "$xid"
 echo "Take a backup now, and look at the WAL archive."
+if [ "$rewind_overlooks" = yes ]; then
+  echo "pg_rewind of this server's release leaves discarded pages where it rewinds what was a standby: clone each of the"
+  echo "others afresh (patronictl reinit $scope MEMBER) before it may lead or answer queries."
+fi
 if [ -n "$HOSTS_DOWN" ]; then
   echo "Never start Patroni on $HOSTS_DOWN with the old data directory: it holds what was discarded."
 fi

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bluegreen.checkpoint import Checkpoint, check_label
+from bluegreen.checkpoint import Checkpoint, MemberAddress, check_label
 from bluegreen.exceptions import RefusedError
 from bluegreen.recovery import standalone
 from bluegreen.recovery.versions import ServerVersion
@@ -60,7 +60,9 @@ def runbook(checkpoint: Checkpoint, places: Mapping[str, Place], *, superuser: s
     parts = {
         "HEAD": _head(checkpoint),
         "CLUSTER": _cluster_values(checkpoint, places[checkpoint.held], version, settings, superuser),
-        "MEMBERS": "".join(_member_values(name, place) for name, place in sorted(places.items())).rstrip("\n"),
+        "MEMBERS": "".join(
+            _member_values(name, place, checkpoint.members[name]) for name, place in sorted(places.items())
+        ).rstrip("\n"),
         "EVERYONE": _words(sorted(checkpoint.members)),
         "OTHERS": _words(checkpoint.others),
         "TO_STOP": _words([checkpoint.held, *replicas, *leader]),
@@ -129,14 +131,17 @@ def _cluster_values(
         setting_names="|".join(settings),
         wal_name=version.wal_directory,
         waldump=version.waldump,
+        rewind_overlooks="yes" if version.rewind_overlooks_standbys else "",
     )
 
 
-def _member_values(name: str, place: Place) -> str:
+def _member_values(name: str, place: Place, address: MemberAddress) -> str:
     user = _quoted(place.os_user)
     values = _assignments(
         member=name,
         host=place.ssh_host,
+        pg_host=address.host,
+        pg_port=str(address.port),
         owner_shell=f'if [ "$(id -un)" = {user} ]; then exec /bin/sh -s; else exec sudo -n -u {user} /bin/sh -s; fi',
         config=place.config,
         data=place.data_dir,

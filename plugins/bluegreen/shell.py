@@ -53,7 +53,8 @@ put() { # file: replace it atomically by standard input (base64), like the old o
 def script(body: str, **values: str) -> str:
     """Return a script: the helpers, one quoted variable for each value, then the body."""
     assignments = "".join(f"{name}={quote(value)}\n" for name, value in values.items())
-    return _PRELUDE + assignments + body
+    # in braces: a shell that does not get all of it runs nothing
+    return "{\n" + _PRELUDE + assignments + body + "\n}\n"
 
 
 def encoded(content: str) -> str:
@@ -287,7 +288,8 @@ if [ ! -d "$saved" ]; then
     for number, (name, path) in enumerate(originals.items()):
         values[f"from{number}"] = path
         body += f'  if [ -e "$from{number}" ]; then cp -p -- "$from{number}" "$saved.new"/{quote(name)}; fi\n'
-    body += '  sync -- "$saved.new"/* 2>/dev/null || true\n  mv -- "$saved.new" "$saved"\nfi\n'
+    body += '  sync -- "$saved.new"/* 2>/dev/null || true\n  mv -- "$saved.new" "$saved"\n'
+    body += '  sync -- "$(dirname -- "$saved")"\nfi\n'
     for number, (name, content) in enumerate(histories.items()):
         values[f"history{number}"] = name
         body += f'if [ ! -e "$wal/$history{number}" ]; then ' + put_file(f'"$wal/$history{number}"', content) + "fi\n"
@@ -350,7 +352,7 @@ def restore_saved(*, config: str, data_dir: str, originals: Mapping[str, str], s
     return script(body, **values)
 
 
-OPTIONAL_ORIGINALS = frozenset({"recovery.conf"})
+OPTIONAL_ORIGINALS = frozenset({"recovery.conf", "pg_ident.conf", "postgresql.auto.conf"})
 """Files that may not have been there before; putting back means removing them then."""
 
 
@@ -566,7 +568,7 @@ def add_version_files(data_dir: str, files: Iterable[str]) -> str:
 cd -- "$data"
 base64 -d <<'BLUEGREEN_END' | while read -r file; do
 {encoded(lines)}BLUEGREEN_END
-  if [ -d "${{file%/*}}" ] && [ ! -e "$file" ]; then cp -p -- PG_VERSION "$file"; sync -- "$file"; echo "$file"; fi
+  if [ -d "${{file%/*}}" ] && [ ! -s "$file" ]; then cp -p -- PG_VERSION "$file"; sync -- "$file"; echo "$file"; fi
 done
 """,
         data=data_dir,
@@ -624,7 +626,12 @@ if [ -d "$config{ASIDE}" ]; then rm -f -- "$config{ASIDE}/{HOLD_FILE}"
 elif [ -e "$config{ASIDE}" ]; then
 """
     if clean is None:
-        body += f'  if [ -e "$config{ORIGINAL}" ]; then cp -p -- "$config{ORIGINAL}" "$config{ASIDE}"; fi\n'
+        body += f"""
+  if [ -e "$config{ORIGINAL}" ]; then
+    cp -p -- "$config{ORIGINAL}" "$config{ASIDE}.bluegreen-new"; sync -- "$config{ASIDE}.bluegreen-new"
+    mv -f -- "$config{ASIDE}.bluegreen-new" "$config{ASIDE}"
+  fi
+"""
     else:
         body += "  " + put_file(f'"$config{ASIDE}"', clean)
     body += f"""fi

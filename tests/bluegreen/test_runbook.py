@@ -165,11 +165,13 @@ class Nodes:
             control = "\n".join(f"{key}:   {value}" for key, value in self.control.items())
             on = 'Latest checkpoint\'s TimeLineID:       $(cat "$data/timeline")'
             changed = "s/^Database cluster state:.*/Database cluster state:   $(cat $data/state)/"
-            show = f'if [ -e $data/state ]; then sed "{changed}"; else cat; fi <<\'END\'\n{control}\nEND\necho "{on}"'
+            show = f"if [ -e $data/state ]; then sed \"{changed}\"; else cat; fi <<'END' |\n{control}\nEND\n"
+            show += f'sed "s/7301/$(cat $data/identifier 2>/dev/null || echo 7301)/"\necho "{on}"'
             self.program(bin_dir / "pg_controldata", head + show)
             self.program(bin_dir / "pg_waldump", f'printf "%s\\n" "$*" >> {self.root}/waldump\n{self.waldump}')
             self.program(bin_dir / "psql", f"cat >> {self.root}/asked\n{head}{self.psql}")
             self.program(bin_dir / "pg_ctl", head + PG_CTL)
+            self.program(bin_dir / "pg_isready", f"test -e {self.root}/lives && exit 1; exit 2")
             self.program(bin_dir / "patronictl", head + PATRONICTL)
         (self.root / "calls").write_text("0")
         (self.root / "fails").write_text(f"{fails_at} {when}\n")
@@ -484,6 +486,16 @@ def test_a_host_that_is_declared_down_is_left_out(nodes: Nodes) -> None:
     assert (nodes.root / "n3" / "patroni.yml.bluegreen-journal").exists()
 
 
+def test_a_host_that_is_declared_down_and_answers_is_not_left_out(nodes: Nodes) -> None:
+    (nodes.root / "n3" / "patroni-runs").unlink()
+    (nodes.root / "lives").touch()
+    status, said = nodes.run(HOSTS_DOWN="n3")
+    assert status == 1
+    assert "STOPPED in step 0: n3 is in HOSTS_DOWN, and it is not certain that it is down" in said
+    assert "pg_isready on n2 ended with 1 for n3 (127.0.0.1:5432)" in said
+    assert nodes.running() == {"n1", "n2"}
+
+
 def test_who_has_joined_since_is_not_left_running(nodes: Nodes) -> None:
     text = nodes.text()
     (nodes.root / "members").write_text("n1 n2 n3 n4 n5")
@@ -544,7 +556,13 @@ OWNERS_TAG = "tags:\n  nofailover: true  # of the owner\n  clonefrom: true\n"
 
 
 @pytest.mark.parametrize(
-    "text", [OWNERS_TAG, "tags: {nofailover: true, clonefrom: true}\n", "tags: {nofailover: yes}\n"]
+    "text",
+    [
+        OWNERS_TAG,
+        "tags: {nofailover: true, clonefrom: true}\n",
+        "tags: {nofailover: yes}\n",
+        "tags: {failover_priority: 0, clonefrom: true}\n",
+    ],
 )
 def test_a_standby_that_its_owner_keeps_out_of_elections_leads_until_the_others_are_back(
     nodes: Nodes, text: str
@@ -554,7 +572,9 @@ def test_a_standby_that_its_owner_keeps_out_of_elections_leads_until_the_others_
     nodes.places[HELD] = replace(nodes.places[HELD], start=f"cp {path} {path}.led; {nodes.places[HELD].start}")
     status, said = nodes.run()
     assert status == 0, said
-    assert path.with_name(f"{path.name}.led").read_text() == re.sub("true|yes", "false", text, count=1)
+    assert path.with_name(f"{path.name}.led").read_text() == re.sub(
+        "nofailover: (true|yes)|failover_priority: 0", "nofailover: false", text, count=1
+    )
     assert path.read_text() == text
     assert "keeps it out of elections" in said and "reload" in (nodes.root / "reloaded").read_text()
 
@@ -578,6 +598,61 @@ def test_what_was_edited_during_the_hold_is_kept(nodes: Nodes) -> None:
     held = nodes.root / HELD
     assert (held / "patroni.yml.during-the-hold").read_text() == "held: yes\n"
     assert "was edited during the hold" in said
+
+
+def test_what_was_edited_during_the_hold_is_kept_when_the_hold_was_taken_out_before(nodes: Nodes) -> None:
+    held = nodes.root / HELD
+    (held / "patroni.yml").write_text("held: no\n")
+    (held / "patroni.yml.during-the-hold").write_text("kept by the pass before\n")
+    status, said = nodes.run()
+    assert status == 0, said
+    assert (held / "patroni.yml.during-the-hold").read_text() == "kept by the pass before\n"
+
+
+def test_files_that_the_server_did_not_have_are_gone_again(nodes: Nodes) -> None:
+    data = nodes.root / HELD / "data"
+    for name in ("postgresql.auto.conf", "pg_ident.conf"):
+        (data / name).unlink()
+    status, said = nodes.run()
+    assert status == 0, said
+    assert not (data / "postgresql.auto.conf").exists() and not (data / "pg_ident.conf").exists()
+    assert (data / "pg_hba.conf").read_text() == "local all all scram-sha-256\n"
+
+
+def test_another_clusters_node_is_not_stopped(nodes: Nodes) -> None:
+    (nodes.root / "n3" / "data" / "identifier").write_text("42\n")
+    status, said = nodes.run()
+    assert status == 1
+    assert "STOPPED in step 0: it is not proven that n3 is a member of this cluster" in said
+    assert "has the system identifier '42', expected 7301" in said
+    assert nodes.running() == set(NAMES)
+
+
+def test_who_led_last_is_known_to_a_second_run_too(nodes: Nodes) -> None:
+    nodes.psql = f'test -e "$data/postmaster.pid" || exit 2\n{nodes.psql}'
+    (nodes.root / "leader").write_text("n3")
+    (nodes.root / "crashes").touch()
+    text, said = nodes.text(), ["", ""]
+    for number in range(2):
+        (nodes.root / "n1" / "data" / "state").write_text("shut down in recovery\n")
+        (nodes.root / "n3" / "data" / "state").write_text("shut down\n")
+        (nodes.root / "crashes").touch()
+        status, said[number] = nodes.run(text)
+        assert status == 1 and "STOPPED in step 3" in said[number], said[number]
+        back = re.findall(r"^  on (n\d):$", said[number], flags=re.MULTILINE)
+        assert back == ["n3", "n1", "n2"], f"run {number}: {said[number]}"
+    assert "patronictl list calls it Leader" in said[1]
+
+
+@pytest.mark.parametrize(("num", "told"), [(110010, True), (110011, False), (150018, False)])
+def test_members_are_cloned_afterwards_where_an_old_pg_rewind_overlooks_pages(
+    nodes: Nodes, num: int, told: bool
+) -> None:
+    text = runbook(checkpoint(server_version_num=num), nodes.places, superuser="postgres")
+    assert ("rewind_overlooks='yes'" in text) == told
+    status, said = nodes.run(nodes.text().replace("rewind_overlooks=''", f"rewind_overlooks='{'yes' if told else ''}'"))
+    assert status == 0, said
+    assert ("clone each of the\nothers afresh" in said) == told
 
 
 def test_there_is_none_without_a_mark(nodes: Nodes) -> None:
@@ -606,7 +681,7 @@ if [ "${4:-}" = -s ]; then echo bluegreen-status=0; exit 0; fi
 sh -n "$root/script" || { touch "$root/broken"; exit 1; }
 if grep -q '^verb=' "$root/script"; then exit 0; fi
 call=$(($(cat "$root/calls") + 1)); echo $call > "$root/calls"
-{ sed '/^set -eu$/,$d' "$root/script"
+{ sed '1d; /^set -eu$/,$d' "$root/script"
   cat <<'END'
 printf "%s\0" "$cluster" "$scope" "$held" "$superuser" "$hba_file" "$member" "$host" "$config" "$data" \
   "$bin" "$start" "$stop" "$status" "$patronictl"

@@ -356,6 +356,17 @@ def test_an_edited_configuration_comes_back_from_aside_with_the_text_that_is_giv
     assert path.read_text() == "edited $(touch executed)\n" and stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+def test_a_script_that_was_cut_off_does_nothing(here: Path) -> None:
+    path = here / "patroni.yml"
+    path.write_text("as it was")
+    text = shell.replace_files({str(path): "another, of several lines\n" * 400})
+    for end in range(text.index("BLUEGREEN_END"), len(text) - len("}\n"), 997):
+        assert run(text[:end], cwd=here).status != 0
+        assert path.read_text() == "as it was"
+    ok(text, cwd=here)
+    assert path.read_text() != "as it was"
+
+
 def test_a_folder_comes_back_from_aside_without_the_holds_file(here: Path) -> None:
     path = here / "patroni"
     path.mkdir()
