@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterable
@@ -15,7 +16,18 @@ import psycopg
 from ruamel.yaml import YAML
 
 from lab.cluster import Lab
-from lab.compose.files import BIN_DIR, CONFIG, DATA_DIR, ETCD_NODES, REGISTRY, RUN, Place, lab_json, load_secrets
+from lab.compose.files import (
+    BIN_DIR,
+    CONFIG,
+    DATA_DIR,
+    ETCD_NODES,
+    REGISTRY,
+    RUN,
+    SSH_PORT,
+    Place,
+    lab_json,
+    load_secrets,
+)
 from lab.config import CHECKOUT, LabError
 from lab.standalone import unhealthy
 
@@ -97,6 +109,27 @@ def check_machine() -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-300:]
         raise CannotRunHere(f"Docker cannot run containers with systemd here ({said}); the profile lab needs that")
+
+
+def check_ports(place: Place) -> None:
+    """See that nobody else listens where the stack publishes, unless it may be the stack itself.
+
+    :raises LabError: when somebody does.
+    """
+    if _ids("container"):
+        return
+    ports = {"PORT": place.port}
+    ports |= {"LEADER_PORT": place.leader_port, "REPLICA_PORT": place.replica_port} if "lab" in place.profiles else {}
+    for name, port in ports.items():
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise LabError(
+                    f"127.0.0.1:{port} cannot be used ({error.strerror}), expected it free: give another one, as "
+                    f"{name}={port + 10}, or end what listens there (the demo's Airflow: make down)"
+                ) from None
 
 
 def build_images() -> None:
@@ -361,6 +394,11 @@ class ComposeLab(Lab):
         """Change the routes of a node by a container that shares its network, since the node itself may not."""
         within = ("--network", f"container:{container(one)}", "--cap-add", "NET_ADMIN", "--entrypoint", "ip")
         docker("run", "--rm", *within, "bluegreen-node", "route", action, "blackhole", self.nodes[other].host)
+
+    def reaches(self, name: str, other: str) -> bool:
+        """Whether a node reaches another one's sshd, as a program in its container sees it."""
+        script = f"timeout 2 bash -c '</dev/tcp/{self.nodes[other].host}/{SSH_PORT}'"
+        return self.on_node(name, "sh", "-c", script, check=False).returncode == 0
 
     def snapshot(self, name: str) -> None:
         """Stop the nodes, keep their folders, start them again."""

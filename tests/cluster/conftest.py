@@ -27,7 +27,6 @@ HERE = Path(__file__).parent
 # on containers: what reaches into processes and files of Airflow or of a server, or needs a WAL archive
 ONE_MACHINE = {"test_archive.py", "test_crash_of_recovery.py", "test_secrets.py"}
 ONE_MACHINE_CASES = {
-    "test_a_killed_worker_finds_the_same_child_again",
     "test_a_mark_that_the_standby_has_applied_is_taken_again",
     "test_an_interrupted_runbook_goes_on_when_it_is_run_again",
 }

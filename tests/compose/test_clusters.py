@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lab.compose.stack import ComposeLab
+import psycopg
+from lab.compose.files import Place
+from lab.compose.stack import ComposeLab, container, docker
 from tests.cluster.scene import Scene, has, wait_for
 from tests.cluster.verdict import contents, look, verdict
 
@@ -11,6 +13,17 @@ create table if not exists invoices (id int primary key, total numeric not null)
 truncate invoices;
 insert into invoices select i, i * 1.5 from generate_series(1, 500) i;
 """
+
+
+def test_haproxy_leads_to_the_second_leader_too(clean: Scene) -> None:
+    lab = ComposeLab.of("billing")
+    lab.wait_healthy(60)
+    haproxy = docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", container("haproxy"))
+    (address,) = (one for one in haproxy.stdout.split() if one.startswith(Place.load().subnet))
+    login = {"user": "release", "password": lab.info["users"]["release"], "dbname": "app"}
+    with psycopg.connect(host=address, port=5010, connect_timeout=5, **login) as session:
+        where = session.execute("select host(inet_server_addr()), pg_is_in_recovery()").fetchone()
+    assert where == (lab.nodes[lab.wait_leader()].host, False)
 
 
 def test_one_cluster_is_rolled_back_while_the_other_holds_its_checkpoint(scene: Scene) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from lab.compose.files import SSH_PORT
 from lab.compose.stack import ComposeLab, container, docker
 from tests.cluster.scene import Scene, wait_for, watching
 from tests.faults.conftest import Stage
@@ -64,47 +66,62 @@ def wait_task(scene: Scene, run_id: str, task_id: str, operation: str = "rollbac
 @contextlib.contextmanager
 def one_writer(lab: ComposeLab) -> Iterator[None]:
     """Look into every node all the time, also into those that nobody else reaches: never may two take writes."""
+    alone: set[str] = set()
     seen: set[str] = set()
 
     def look() -> None:
+        found = lab.writers()
+        alone.update(found if len(found) == 1 else ())
         # a second look, since the members are asked one after the other
-        if len(lab.writers()) > 1 and len(found := lab.writers()) > 1:
+        if len(found) > 1 and len(found := lab.writers()) > 1:
             seen.add(", ".join(found))
 
     with watching(look, 0.3) as looks:
         yield
     assert looks[0] > 10, "the nodes were hardly looked at"
+    assert alone, "nobody was seen to take writes, so two would not have been seen either"
     assert not seen, f"took writes at once: {seen}"
 
 
+def is_gone(lab: ComposeLab, name: str) -> bool:
+    """Whether nobody reaches a node's sshd any more, as this machine sees it."""
+    try:
+        with socket.create_connection((lab.nodes[name].host, SSH_PORT), timeout=2):
+            return False
+    except OSError:
+        return True
+
+
+# given a run of an operation, break something; returns what mends it
+Break = Callable[[Scene, str], Callable[[], object]]
+
+
 def broken_run(
-    stage: Stage, operation: str, task_id: str, break_it: Callable[[Scene], Callable[[], object]]
+    stage: Stage, operation: str, task_id: str, break_it: Break, met_by: str
 ) -> tuple[Scene, str, Callable[[], object]]:
-    """Begin an operation and break something while a task runs; begin anew where the task was over before."""
+    """Begin an operation and break something while a task runs; begin anew where what it meets was over before."""
     for _ in range(TRIES):
         scene = stage.set(operation)
         run_id = scene.trigger(operation, **scene.conf(operation))
         wait_task(scene, run_id, task_id, operation)
-        mend = break_it(scene)
+        mend = break_it(scene, run_id)
         states = []
         try:
-            states = [one["state"] for one in instances(scene, run_id, task_id, operation)]
+            states = [one["state"] for one in instances(scene, run_id, met_by, operation)]
         finally:
             if not (met := any(state in (None, "running", *WAITING) for state in states)):
                 mend()
         if met:
             return scene, run_id, mend
         scene.airflow.wait(f"bluegreen_{operation}", run_id, seconds=RUN_SECONDS, every_seconds=0.5)
-    raise AssertionError(f"in {TRIES} runs {task_id} was over before anything could be broken: {states}")
+    raise AssertionError(f"in {TRIES} runs {met_by} was over before anything could be broken: {states}")
 
 
-def broken_operation(
-    stage: Stage, operation: str, task_id: str, break_it: Callable[[Scene], Callable[[], object]]
-) -> None:
+def broken_operation(stage: Stage, operation: str, task_id: str, break_it: Break, *, met_by: str = "") -> None:
     """Break something while a task runs and mend it; then the report must be true, and the same run again end well."""
     lab = stage.lab
     assert isinstance(lab, ComposeLab)
-    scene, run_id, mend = broken_run(stage, operation, task_id, break_it)
+    scene, run_id, mend = broken_run(stage, operation, task_id, break_it, met_by or task_id)
     with one_writer(lab):
         try:
             time.sleep(CUT_SECONDS)
@@ -127,23 +144,50 @@ def broken_operation(
 
 @pytest.mark.parametrize(("operation", "task_id", "role"), CUTS, ids=["-".join(cut) for cut in CUTS])
 def test_a_node_without_network(stage: Stage, operation: str, task_id: str, role: str) -> None:
-    def cut(scene: Scene) -> Callable[[], object]:
+    def cut(scene: Scene, _: str) -> Callable[[], object]:
         lab, name = scene.lab, scene.who(role)
         assert isinstance(lab, ComposeLab)
+        assert not is_gone(lab, name)
         lab.cut(name)
+        assert is_gone(lab, name)
         return lambda: lab.join(name)
 
     broken_operation(stage, operation, task_id, cut)
+
+
+def test_the_leader_has_no_network_while_the_old_cluster_is_put_back(stage: Stage) -> None:
+    def cut(scene: Scene, run_id: str) -> Callable[[], object]:
+        lab, names = scene.lab, (scene.held, scene.who("leader"))
+        assert isinstance(lab, ComposeLab)
+        lab.cut(names[0])
+        try:
+            states = ("running", "up_for_retry", "success", "skipped", "failed")
+            wait_for("put_back", lambda: scene.is_in("rollback", run_id, "put_back", *states), seconds=300, every=0.05)
+        except BaseException:
+            lab.join(names[0])
+            raise
+        lab.cut(names[1])
+        assert [name for name in names if not is_gone(lab, name)] == []
+
+        def join() -> None:
+            for name in names:
+                lab.join(name)
+
+        return join
+
+    broken_operation(stage, "rollback", "recover", cut, met_by="put_back")
 
 
 @pytest.mark.parametrize(("operation", "task_id", "role", "other"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def test_two_nodes_that_do_not_reach_each_other(
     stage: Stage, operation: str, task_id: str, role: str, other: str
 ) -> None:
-    def cut(scene: Scene) -> Callable[[], object]:
+    def cut(scene: Scene, _: str) -> Callable[[], object]:
         lab, pair = scene.lab, (scene.who(role), scene.who(other))
         assert isinstance(lab, ComposeLab)
         lab.cut_between(*pair)
+        (third,) = set(lab.names) - set(pair)
+        assert (lab.reaches(*pair), lab.reaches(pair[0], third), lab.reaches(third, pair[1])) == (False, True, True)
         return lambda: lab.join_between(*pair)
 
     broken_operation(stage, operation, task_id, cut)
@@ -151,9 +195,10 @@ def test_two_nodes_that_do_not_reach_each_other(
 
 @pytest.mark.parametrize(("task_id", "role"), [("stop", "leader"), ("rejoin", "third")])
 def test_a_node_without_power(stage: Stage, task_id: str, role: str) -> None:
-    def kill(scene: Scene) -> Callable[[], object]:
+    def kill(scene: Scene, _: str) -> Callable[[], object]:
         name = container(scene.who(role))
         docker("kill", name)
+        assert isinstance(scene.lab, ComposeLab) and is_gone(scene.lab, scene.who(role))
         return lambda: docker("start", name)
 
     broken_operation(stage, "rollback", task_id, kill)

@@ -29,6 +29,13 @@ def printed(*command: str) -> bytes:
     return done.stdout + done.stderr
 
 
+def test_the_watch_sees_into_the_containers(clean: Scene) -> None:
+    leaks: set[str] = set()
+    with watched_command_lines({"mark": b"3.0625"}, leaks):
+        docker("exec", container(clean.lab.names[0]), "sleep", "3.0625")
+    assert any("b'sleep" in leak for leak in leaks), leaks
+
+
 def test_no_secret_is_left_anywhere(scene: Scene) -> None:
     lab = scene.lab
     assert isinstance(lab, ComposeLab)
@@ -50,6 +57,9 @@ def test_no_secret_is_left_anywhere(scene: Scene) -> None:
         texts[f"readable files of {name}"] = printed("exec", "-u", "root", container(name), *command)
     for name in lab.names:
         texts[f"journal of {name}"] = printed("exec", container(name), "journalctl", "--no-pager", "-o", "cat")
+        texts[f"log of the server of {name}"] = printed(
+            "exec", container(name), "sh", "-c", "cat /var/lib/postgresql/log/*"
+        )
     # each has at least what Docker writes into it, its own name
     least = {"docker": 0, "readable": 100}
     short = {name: len(text) for name, text in texts.items() if len(text) <= least.get(name.split()[0], 1000)}

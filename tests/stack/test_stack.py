@@ -180,30 +180,22 @@ def test_only_volumes_of_the_file_are_removed(engine: dict[str, list[str]]) -> N
     assert stack._ids("volume") == ["bluegreen_metadata", "bluegreen_queue"]
 
 
-def commands() -> list[list[str]]:
-    """The Compose that this machine has: v2, v1, both or none."""
-    found = []
-    if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
-        found.append(["docker", "compose"])
-    return found + ([["docker-compose"]] if shutil.which("docker-compose") else [])
-
-
-def test_each_compose_reads_the_same(project: Path) -> None:
+@pytest.mark.parametrize("command", [["docker", "compose"], ["docker-compose"]], ids=["v2", "v1"])
+def test_each_compose_reads_the_same(project: Path, command: list[str]) -> None:
     """What a container gets, above all the generated environment, whose quotes v1 and v2 read differently."""
-    if not (found := commands()):
-        pytest.skip("needs Compose")
+    if not shutil.which(command[0]) or subprocess.run([*command, "version"], capture_output=True).returncode:
+        pytest.skip(f"needs {' '.join(command)}")
     files.write_all(PLACE)
     known = files.load_secrets()
     expected = files.container_environment(PLACE, known)
     environment = {**os.environ, **PLACE.environment, "COMPOSE_PROFILES": "lab,celery"}
-    for command in found:
-        line = [*command, "-f", str(project / "docker-compose.yaml"), "config"]
-        done = subprocess.run(line, env=environment, cwd=project, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        config = YAML(typ="safe").load(done.stdout)
-        assert set(config["services"]) == stack.services()
-        for name in AIRFLOW:
-            # both print a dollar sign twice
-            got = {key: str(value).replace("$$", "$") for key, value in config["services"][name]["environment"].items()}
-            own = {"api-server": files.api_server_environment(known), "maintenance": {"KEEP_DAYS": "30"}}
-            assert got == expected | own.get(name, {}), command
+    line = [*command, "-f", str(project / "docker-compose.yaml"), "config"]
+    done = subprocess.run(line, env=environment, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    config = YAML(typ="safe").load(done.stdout)
+    assert set(config["services"]) == stack.services()
+    for name in AIRFLOW:
+        # both print a dollar sign twice
+        got = {key: str(value).replace("$$", "$") for key, value in config["services"][name]["environment"].items()}
+        own = {"api-server": files.api_server_environment(known), "maintenance": {"KEEP_DAYS": "30"}}
+        assert got == expected | own.get(name, {})
