@@ -75,7 +75,7 @@ compose-demo: compose-up ## the two deployments on it, while a client writes thr
 	@$(PYTHON) -m lab.compose demo
 
 compose-down: install ## stop it; VOLUMES=1 removes its data, keys and secrets too
-	@$(PYTHON) -m lab.compose down $(if $(VOLUMES),--volumes) $(if $(FROM),--from "$(FROM)")
+	@$(PYTHON) -m lab.compose down $(if $(filter-out 0 no false,$(VOLUMES)),--volumes) $(if $(FROM),--from "$(FROM)")
 
 test-compose: compose-base ## all that needs separate hosts, and the cluster tests, on a stack made anew
 	@end() { code=$$?; [ ! -e compose/run/made-by-tests ] || $(PYTHON) -m lab.compose down --volumes || code=1; exit $$code; }; \

@@ -199,13 +199,16 @@ def _wait_etcd(settings: Settings, timeout: float = 20) -> None:
 
 def create_roles(connection: psycopg.Connection[Any], passwords: dict[str, str]) -> None:
     """The database `app`, its owner `release`, and `bluegreen`, the role that this project logs in as; made once."""
-    if connection.execute("select 1 from pg_database where datname = 'app'").fetchone():
-        return
     for role in ("release", "bluegreen"):
+        if connection.execute("select 1 from pg_roles where rolname = %s", [role]).fetchone():
+            continue
         create = sql.SQL("create role {} login password {}")
-        connection.execute(create.format(sql.Identifier(role), sql.Literal(passwords[role])))
+        # as the server keeps it: a statement that fails is logged as it was sent
+        verifier = connection.pgconn.encrypt_password(passwords[role].encode(), role.encode()).decode()
+        connection.execute(create.format(sql.Identifier(role), sql.Literal(verifier)))
     connection.execute("grant release to bluegreen")
-    connection.execute("create database app owner release")
+    if not connection.execute("select 1 from pg_database where datname = 'app'").fetchone():
+        connection.execute("create database app owner release")
 
 
 def _apply_grants(settings: Settings, lab: Lab) -> None:

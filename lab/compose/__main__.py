@@ -101,6 +101,7 @@ def up(*, tests: bool = False) -> None:
         TESTS.unlink(missing_ok=True)
     if "lab" in place.profiles:
         stack.check_machine()
+    stack.check_ports(place)
     console.print("Building the images")
     stack.build_images()
     console.print("Starting the containers")
