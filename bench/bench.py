@@ -285,6 +285,13 @@ def _timeline(tasks: list[dict[str, Any]], begin: datetime) -> list[dict[str, An
     return sorted(found, key=lambda task: (task["start"], task["end"] or 0))
 
 
+def is_airflows(airflow: Airflow) -> Callable[[psutil.Process], bool]:
+    """Tell Airflow's processes: a task is a child that has a process group of its own."""
+    group = airflow.group()
+    tree = {one.pid for one in psutil.Process(group).children(recursive=True)} if group else set()
+    return lambda process: process.pid in tree or os.getpgid(process.pid) == group
+
+
 def memory_mb(wanted: Callable[[psutil.Process], bool]) -> float:
     """The proportional set size of some processes."""
     total = 0
@@ -299,14 +306,13 @@ def memory_mb(wanted: Callable[[psutil.Process], bool]) -> float:
 
 def idle_memory(lab: Lab, airflow: Airflow) -> dict[str, float]:
     """What Airflow and the lab take while nothing happens, in MB."""
-    group = airflow.group()
     folder = str(lab.info["directory"])
 
     def of_lab(process: psutil.Process) -> bool:
         return process.cwd().startswith(folder) or any(folder in word for word in process.cmdline())
 
     return {
-        "airflow_mb": memory_mb(lambda process: os.getpgid(process.pid) == group),
+        "airflow_mb": memory_mb(is_airflows(airflow)),
         "lab_mb": memory_mb(of_lab),
     }
 

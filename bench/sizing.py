@@ -33,7 +33,7 @@ from lab.cluster import Lab
 from lab.config import load_settings
 from lab.standalone import Airflow, read_environment
 
-from bench.bench import MONITOR, idle_memory, machine, memory_mb, wait_for_dags
+from bench.bench import MONITOR, idle_memory, is_airflows, machine, memory_mb, wait_for_dags
 
 SIZES = tuple(int(word) for word in os.environ.get("SIZES", "1 10 25 50 100").split())
 RESULTS = Path(__file__).parent / "results" / "sizing.json"
@@ -56,13 +56,13 @@ class Meter:
 
     def processor_seconds(self) -> dict[str, float]:
         """Seconds so far, of the living and of those whose parents have seen their end."""
-        group, found = self.airflow.group(), {"airflow": 0.0, "nodes": 0.0}
+        is_ours, found = is_airflows(self.airflow), {"airflow": 0.0, "nodes": 0.0}
         for process in psutil.process_iter():
             # one that ends meanwhile is counted by its parent; one that may not be looked into is nobody's here
             with contextlib.suppress(psutil.Error, OSError):
                 times = process.cpu_times()
                 seconds = times.user + times.system + times.children_user + times.children_system
-                if os.getpgid(process.pid) == group:
+                if is_ours(process):
                     found["airflow"] += seconds
                 elif any(self.folder in word for word in process.cmdline()) or process.cwd().startswith(self.folder):
                     found["nodes"] += seconds
@@ -71,13 +71,13 @@ class Meter:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Keep the highest memory of Airflow meanwhile."""
-        group = self.airflow.group()
         self.peak_mb, self._end = 0, threading.Event()
 
         def watch() -> None:
             while True:
-                self.peak_mb = max(self.peak_mb, memory_mb(lambda process: os.getpgid(process.pid) == group))
-                if self._end.wait(2):
+                with contextlib.suppress(psutil.Error):
+                    self.peak_mb = max(self.peak_mb, memory_mb(is_airflows(self.airflow)))
+                if self._end.wait(1):
                     return
 
         thread = threading.Thread(target=watch, daemon=True)
