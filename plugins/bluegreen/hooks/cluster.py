@@ -182,13 +182,15 @@ class ClusterHook:
                 problems[name] = error
         return results, problems
 
-    def survey(self, *, patroni_must_answer: bool = False) -> Survey:
+    def survey(self, *, patroni_must_answer: bool = False, journals_may_differ: bool = False) -> Survey:
         """Look at every member: Patroni's view, then what is on each node, journals included.
 
         Without any Patroni the hosts of the registry's ``patroni:`` are where it looks, and the
         journal found there names the others.
 
+        :param journals_may_differ: keep what is wrong with them as a problem, on which who needs the checkpoint fails.
         :raises UnreachableError: when nothing of the cluster can be read.
+        :raises RefusedError: when a journal is damaged, or they differ.
         """
         topology: Topology | None = None
         try:
@@ -204,7 +206,12 @@ class ClusterHook:
         else:
             self._nodes_of_registry()
         self._read(survey, self.nodes)
-        self.find_checkpoint(survey)
+        try:
+            self.find_checkpoint(survey)
+        except RefusedError as error:
+            if not journals_may_differ:
+                raise
+            survey.checkpoint, survey.problems["journals"] = None, error
         checkpoint = survey.checkpoint
         if checkpoint is not None:
             missing = [name for name in checkpoint.members if name not in self.nodes]

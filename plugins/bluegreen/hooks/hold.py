@@ -111,7 +111,7 @@ def check_released(hook: ClusterHook, checkpoint: Checkpoint) -> None:
     if checkpoint.hold.mechanism is HoldMechanism.APPLY_DELAY:
         if row["recovery_min_apply_delay"] == APPLY_DELAY:
             raise FailedForNowError(f"{checkpoint.held}: recovery_min_apply_delay is still {APPLY_DELAY}")
-    elif row["replay_paused"] is not False:
+    elif row["replay_paused"]:  # unknown where it is no standby any more: then nothing is paused
         raise FailedForNowError(f"{checkpoint.held}: replay is still paused")
     tags = hook.patroni.member_status(address.api_url).get("tags")
     left = [name for name in tags if str(name).startswith("bluegreen_")] if isinstance(tags, dict) else []

@@ -73,6 +73,8 @@ class MemberSql:
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
+            # milliseconds; keepalives do not run while a question that was sent is not acknowledged
+            "tcp_user_timeout": 15_000,
             "options": f"-c statement_timeout={statement_timeout_ms}"
             + (" -c default_transaction_read_only=on" if read_only else ""),
         } | connection.extra_dejson

@@ -90,6 +90,7 @@ def _gone(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> str:
     if received is not None and received - replayed >= segment:
         # It has WAL of its own to replay, which it does not ask for: something else is in its way.
         return ""
-    if not missing_segments(found.wal_names, position, position, segment):
+    # the byte that it asks for next: at the end of a file that is in the next one
+    if not missing_segments(found.wal_names, position, format_lsn(replayed + 1), segment):
         return ""
     return f"{leader.name} no longer has the WAL that {held} needs from {position} on"

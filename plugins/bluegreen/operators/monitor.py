@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -10,11 +11,12 @@ from airflow.sdk.observability import stats
 
 from bluegreen.checkpoint import Checkpoint, Phase, parse_owner
 from bluegreen.clusters import Limits, load_registry
-from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError, UnreachableError
+from bluegreen.exceptions import BluegreenError, CheckpointLostError, FailedForNowError, LockedError, UnreachableError
 from bluegreen.forecast import Disk, seconds_until_full
 from bluegreen.hooks.cluster import ClusterHook, Survey
 from bluegreen.hooks.journals import remove_journals
 from bluegreen.hooks.proof import prove_held
+from bluegreen.hooks.waiting import wait_until
 from bluegreen.lag import lag_problems
 from bluegreen.operators.base import (
     FINISHED_STATES,
@@ -36,6 +38,7 @@ RELEASE_AHEAD_SECONDS = 180
 LOOK_TIMEOUT = timedelta(seconds=280)
 """A release alone may wait for nearly four minutes."""
 
+STREAMS_SECONDS = 20
 FORECAST_SHOWN_SECONDS = 7 * 86400
 FIGURES_KEY = "figures"
 
@@ -76,10 +79,13 @@ class MonitorClusterOperator(BluegreenOperator):
         """Look at everything, then say all that is wrong."""
         silent = ""
         try:
-            survey = hook.survey(patroni_must_answer=True)
+            survey = hook.survey(patroni_must_answer=True, journals_may_differ=True)
         except UnreachableError as error:
             silent, survey = str(error), _without_patroni(hook, error)
-        busy, unknown = _locks(survey, context)
+        try:
+            busy, unknown = _locks(survey, context)
+        except LockedError as error:
+            busy, unknown = "", [str(error)]
         look = _Look(hook, survey, self._earlier(context))
         look.disks()
         if busy:
@@ -142,16 +148,19 @@ class MonitorClusterOperator(BluegreenOperator):
                         f"checkpoint {checkpoint.id} is not released by itself, although {why}: when the cluster was "
                         f"locked for that, the checkpoint was {found}; the next look decides"
                     ]
-                release(hook, survey, find(hook, survey, None))
-                said.append(
+                warnings = release(hook, survey, find(hook, survey, None))
+                said += [
                     f"RELEASED: the hold of checkpoint {checkpoint.id} on {checkpoint.held} was released, because "
-                    f"{why}. There is no way back to the state before the deployment any more"
-                )
+                    f"{why}. There is no way back to the state before the deployment any more",
+                    *warnings,
+                ]
+                # Where the leader has no WAL for it any more, bluegreen_resume has it cloned; it needs the journal.
+                wait_until(partial(_check_streams, hook, checkpoint.held), seconds=STREAMS_SECONDS, every_seconds=1)
                 remove_journals(hook, checkpoint, set(checkpoint.members))
             finally:
                 hook.unlock(owner_of(context, ""), checkpoint.members)
         except BluegreenError as error:
-            what = "its journal could not be removed" if said else f"checkpoint {checkpoint.id} could not be released"
+            what = "its journal was not removed" if said else f"checkpoint {checkpoint.id} could not be released"
             said.append(f"{what} ({error}); the next look tries again. Run bluegreen_resume if that does not help")
         return said
 
@@ -176,6 +185,7 @@ class _Look:
         self.full_disks: list[str] = []
         self.must_release = ""
         self.leaders_disk = ""
+        self.slots_are_known = False
 
     @property
     def held(self) -> str | None:
@@ -213,12 +223,14 @@ class _Look:
             )
         for slot in slots:
             self._slot(slot)
+        self.slots_are_known = True
 
     def leaders_disk_decides(self) -> None:
         """Give the checkpoint up for the leader's disk only where the hold keeps WAL back there, or nobody knows."""
         held = self.figures["members"].get(self.held or "", {})
-        kept = held.get("slot_wal_bytes")
-        if self.leaders_disk and (kept is None or int(kept) > self.limits.lag_bytes):
+        # a slot that is lost keeps nothing
+        kept = held.get("slot_wal_bytes") or 0
+        if self.leaders_disk and (not self.slots_are_known or int(kept) > self.limits.lag_bytes):
             self.must_release = self.must_release or self.leaders_disk
 
     def _slot(self, slot: dict[str, Any]) -> None:
@@ -356,13 +368,19 @@ class _Look:
             )
 
 
+def _check_streams(hook: ClusterHook, member: str) -> None:
+    rows = hook.replication(hook.patroni.topology())
+    if not any(row["application_name"] == member and row["state"] == "streaming" for row in rows):
+        raise FailedForNowError(f"{member} does not stream from anybody; expected it to, now that it goes on")
+
+
 def _without_patroni(hook: ClusterHook, why: UnreachableError) -> Survey:
     """Look at the nodes alone.
 
     :raises UnreachableError: why no Patroni answered, where nothing can be read there either.
     """
     try:
-        return hook.survey()
+        return hook.survey(journals_may_differ=True)
     except BluegreenError:
         raise why from None
 

@@ -210,7 +210,7 @@ def release(hook: ClusterHook, survey: Survey, checkpoint: Checkpoint) -> list[s
     again = checkpoint.phase is Phase.RELEASING
     cloned = again and is_being_cloned(survey.topology, checkpoint.held)
     if not again:
-        checkpoint = checkpoint.advanced(Phase.RELEASING)
+        checkpoint = checkpoint.advanced(Phase.RELEASING, hosts_down=[])
         hook.write_journal(checkpoint, needed=[checkpoint.held], optional=checkpoint.others)
     warnings: list[str] = []
     if checkpoint.hold is not None:
