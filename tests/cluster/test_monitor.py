@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster.scene import LOCK, Scene, change, wait_for
-from tests.cluster.verdict import verdict
+from tests.cluster.scene import LOCK, Scene, change, changed, wait_for
+from tests.cluster.test_holds import lose_slot
+from tests.cluster.verdict import contents, verdict
 
 
 def look(scene: Scene, cluster: str) -> tuple[str, str, dict[str, Any]]:
@@ -124,6 +125,32 @@ def test_a_lock_of_an_unknown_run_is_told_and_does_not_blind(scene: Scene, regis
     assert "locked by resume (run long_gone" in scene.refused("resume")
     scene.must("resume", break_lock="long_gone")
     assert not lock.exists()
+
+
+def test_journals_that_differ_do_not_blind(scene: Scene, registry: Path) -> None:
+    scene.checkpoint()
+    path = scene.journal_path(scene.third)
+    text = path.read_text()
+    path.write_text(text.replace(scene.record["id"], "bg_20200101_000000_000000"))
+    change(registry, scene.lab.name, limits={"disk_free_percent": 99})
+    state, problem, _ = look(scene, scene.lab.name)
+    assert state == "failed" and "found journals of different checkpoints" in problem, problem
+    assert "the limit is 99 %" in problem and "RELEASED" not in problem, problem
+    assert "found journals of different checkpoints" in scene.refused("resume")
+    path.write_text(text)
+    verdict(scene.lab, before=scene.fresh, rows=scene.rows, held=scene.held)
+
+
+@pytest.mark.whole
+def test_a_released_standby_that_cannot_stream_is_left_to_a_resume(scene: Scene, registry: Path) -> None:
+    lose_slot(scene)
+    rows = contents(scene.lab, scene.leader)
+    with changed(registry, scene.lab.name, limits={"disk_free_percent": 99}):
+        state, problem, _ = look(scene, scene.lab.name)
+    assert state == "failed" and "RELEASED" in problem and "its journal was not removed" in problem, problem
+    assert scene.journal()["phase"] == "releasing"
+    scene.must("resume")
+    verdict(scene.lab, before=scene.fresh, rows=rows)
 
 
 def test_without_auto_release_the_hold_stays(scene: Scene, registry: Path) -> None:
