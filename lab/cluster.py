@@ -218,7 +218,18 @@ class Lab:
                 found.append(f"{name} is {one['state']}")
             elif one.get("timeline") != members[leaders[0]].get("timeline"):
                 found.append(f"{name} is on timeline {one.get('timeline')}")
-        return found or self._not_streaming(leaders[0])
+        return (
+            found or self._not_streaming(leaders[0]) or self._not_published(leaders[0], members[leaders[0]]["timeline"])
+        )
+
+    def _not_published(self, leader: str, published: int) -> list[str]:
+        """That Patroni still publishes the timeline from before a start."""
+        query = "select ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
+        try:
+            timeline = self.value(leader, query, database="postgres")
+        except psycopg.Error as error:
+            return [f"{leader} does not answer: {error}"]
+        return [] if published == timeline else [f"{leader} has published timeline {published}, and is on {timeline}"]
 
     def _not_streaming(self, leader: str) -> list[str]:
         """Members that Patroni calls well and that the leader does not send to: the leader knows better."""

@@ -342,20 +342,6 @@ class ComposeLab(Lab):
         """Run patronictl on a member."""
         return self.on_node(node, "patronictl", "-c", CONFIG, *arguments, user="postgres", stdin=stdin, check=False)
 
-    def trouble(self) -> list[str]:
-        """What keeps it from being healthy; also that Patroni still publishes the timeline from before a start."""
-        if found := super().trouble():
-            return found
-        if (leader := self.leader()) is None:
-            return ["nobody answers as the leader"]
-        published = {one["name"]: one.get("timeline") for one in self.cluster()["members"]}.get(leader)
-        query = "select ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
-        try:
-            timeline = self.value(leader, query, database="postgres")
-        except psycopg.Error as error:
-            return [f"{leader} does not answer: {error}"]
-        return [] if published == timeline else [f"{leader} has published timeline {published}, and is on {timeline}"]
-
     def where_to_look(self) -> str:
         """Where a person finds what is wrong, and what helps."""
         found = [one[:12] for name in self.nodes for one in _containers_of(name)]
