@@ -109,6 +109,7 @@ def test_what_fails_before_it_began_is_not_rolled_back(scene: Scene) -> None:
     verdict(scene.lab, before=scene.fresh, rows=scene.rows)
 
 
+@pytest.mark.whole
 def test_half_a_deployment_is_not_kept_because_its_second_pass_fails_before_it_begins(scene: Scene) -> None:
     path = CHECKOUT / "include" / "demo" / "for_a_moment.sql"
     waiting = ("awaiting_input", "deferred")

@@ -127,6 +127,7 @@ def test_a_lock_of_an_unknown_run_is_told_and_does_not_blind(scene: Scene, regis
     assert not lock.exists()
 
 
+@pytest.mark.whole
 def test_journals_that_differ_do_not_blind(scene: Scene, registry: Path) -> None:
     scene.checkpoint()
     path = scene.journal_path(scene.third)
