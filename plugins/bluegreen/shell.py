@@ -47,6 +47,12 @@ put() { # file: replace it atomically by standard input (base64), like the old o
   if [ -e "$real" ]; then chmod --reference="$real" -- "$new"; chown --reference="$real" -- "$new"; fi
   sync -- "$new"; mv -f -- "$new" "$real"; trap - EXIT; sync -- "$(dirname -- "$real")"
 }
+bring_over() { # kept, file: put a copy of the kept one in the file's place, atomically; only a full disk gets a link
+  real=$(readlink -f -- "$2")
+  if [ "$1" -ef "$real" ]; then return; fi
+  cp -p -- "$1" "$real.bluegreen-new" 2>/dev/null || ln -f -- "$1" "$real.bluegreen-new"
+  sync -- "$real.bluegreen-new"; mv -f -- "$real.bluegreen-new" "$real"
+}
 """
 
 
@@ -170,12 +176,8 @@ def restore_original(path: str) -> str:
     """
     return script(
         f"""
-original="$config{ORIGINAL}" real=$(readlink -f -- "$config")
-if [ -e "$original" ] && ! [ "$original" -ef "$real" ]; then
-  cp -p -- "$original" "$real.bluegreen-new" 2>/dev/null || ln -f -- "$original" "$real.bluegreen-new"
-  sync -- "$real.bluegreen-new"
-  mv -f -- "$real.bluegreen-new" "$real"
-fi
+original="$config{ORIGINAL}"
+if [ -e "$original" ]; then bring_over "$original" "$config"; fi
 """,
         config=path,
     )
@@ -626,12 +628,7 @@ if [ -d "$config{ASIDE}" ]; then rm -f -- "$config{ASIDE}/{HOLD_FILE}"
 elif [ -e "$config{ASIDE}" ]; then
 """
     if clean is None:
-        body += f"""
-  if [ -e "$config{ORIGINAL}" ]; then
-    cp -p -- "$config{ORIGINAL}" "$config{ASIDE}.bluegreen-new"; sync -- "$config{ASIDE}.bluegreen-new"
-    mv -f -- "$config{ASIDE}.bluegreen-new" "$config{ASIDE}"
-  fi
-"""
+        body += f'  if [ -e "$config{ORIGINAL}" ]; then bring_over "$config{ORIGINAL}" "$config{ASIDE}"; fi\n'
     else:
         body += "  " + put_file(f'"$config{ASIDE}"', clean)
     body += f"""fi

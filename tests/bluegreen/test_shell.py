@@ -346,6 +346,16 @@ def test_a_held_configuration_comes_back_from_aside_as_its_original(here: Path) 
         assert path.read_bytes() == b"original \xfe" and not Path(f"{path}{shell.ASIDE}").exists()
 
 
+def test_what_a_link_leads_to_comes_back_from_aside_as_its_original(here: Path) -> None:
+    path, real = here / "patroni.yml", here / "real.yml"
+    real.write_text("original")
+    path.symlink_to("real.yml")
+    ok(shell.replace_files({str(path): "held"}, keep_original_of=str(path)), cwd=here)
+    ok(shell.set_aside(str(path)), cwd=here)
+    ok(shell.release_aside(str(path), None), cwd=here)
+    assert path.is_symlink() and real.read_text() == "original"
+
+
 def test_an_edited_configuration_comes_back_from_aside_with_the_text_that_is_given(here: Path) -> None:
     path = here / "patroni.yml"
     path.write_text("original")
