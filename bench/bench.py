@@ -286,10 +286,9 @@ def _timeline(tasks: list[dict[str, Any]], begin: datetime) -> list[dict[str, An
 
 
 def is_airflows(airflow: Airflow) -> Callable[[psutil.Process], bool]:
-    """Tell Airflow's processes: a task is a child that has a process group of its own."""
-    group = airflow.group()
-    tree = {one.pid for one in psutil.Process(group).children(recursive=True)} if group else set()
-    return lambda process: process.pid in tree or os.getpgid(process.pid) == group
+    """Tell Airflow's processes from the others, as they are now."""
+    found = {process.pid for process in airflow.processes()}
+    return lambda process: process.pid in found
 
 
 def memory_mb(wanted: Callable[[psutil.Process], bool]) -> float:

@@ -75,8 +75,7 @@ class Meter:
 
         def watch() -> None:
             while True:
-                with contextlib.suppress(psutil.Error):
-                    self.peak_mb = max(self.peak_mb, memory_mb(is_airflows(self.airflow)))
+                self.peak_mb = max(self.peak_mb, memory_mb(is_airflows(self.airflow)))
                 if self._end.wait(1):
                     return
 

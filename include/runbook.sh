@@ -58,6 +58,7 @@ processes() { # count those that work in the data directory
   pattern=$(readlink -f -- "$data" | sed 's/[][*?\\]/\\&/g')
   find /proc -mindepth 2 -maxdepth 2 -name cwd -lname "$pattern" 2>/dev/null | wc -l
 }
+says() { "$bin/pg_controldata" "$data" | sed -n "s/^$1: *//p"; } # what pg_controldata says of this now
 begun() { # the history file of a timeline that began right after the mark, or nothing
   wanted=$(printf '%s\t[0-9A-F]+/[0-9A-F]+\tafter transaction %s' "$timeline" "$xid32")
   for file in "$wal"/*.history; do if [ -f "$file" ]; then printf '%s\n' "$file"; fi; done | sort -r |
@@ -69,7 +70,7 @@ branch() { # the line of history that proves a promotion right after the mark, o
   file=$(begun)
   if [ -z "$file" ]; then return; fi
   # It is written before the checkpoint there. Until that is done, a crash leads back to the old timeline.
-  on=$("$bin/pg_controldata" "$data" | sed -n "s/^Latest checkpoint's TimeLineID: *//p")
+  on=$(says "Latest checkpoint's TimeLineID")
   case $on in '' | *[!0-9]*) fail "$member: pg_controldata says timeline '$on', expected a number" ;; esac
   line=$(tail -n 1 < "$file"); file="$wal/$(printf '%08X' "$on").history"
   if [ -f "$file" ] && grep -qxF -e "$line" < "$file"; then printf '%s\n' "$line"; fi
@@ -167,12 +168,11 @@ led_last() {
   while IFS= read -r member <&3; do
     up "$member" || continue
     on "$member" <<'STEP' || return 1
-state=$("$bin/pg_controldata" "$data" | sed -n 's/^Database cluster state: *//p')
-on=$("$bin/pg_controldata" "$data" | sed -n "s/^Latest checkpoint's TimeLineID: *//p")
+state=$(says 'Database cluster state')
 case $state in
   'in archive recovery' | 'shut down in recovery') ;;
   '') fail "$member: pg_controldata says no state" ;;
-  *) printf '%s %s\n' "$on" "$member" ;;
+  *) printf '%s %s\n' "$(says "Latest checkpoint's TimeLineID")" "$member" ;;
 esac
 STEP
   done 3<<LIST | sort -n | tail -n 1 | cut -d ' ' -f 2-
@@ -444,7 +444,7 @@ too. Does the DCS answer? Mend that, then run this again. Nothing was changed"
     while IFS= read -r name <&3; do
       up "$name" || continue
       on "$name" <<'STEP' || stop "it is not proven that $name is a member of this cluster (above: why). Nothing was changed"
-found=$("$bin/pg_controldata" "$data" | sed -n 's/^Database system identifier: *//p')
+found=$(says 'Database system identifier')
 [ "$found" = "$system_identifier" ] ||
   fail "$member: $data has the system identifier '$found', expected $system_identifier"
 STEP

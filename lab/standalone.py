@@ -83,6 +83,13 @@ class Airflow:
                     found.append(process)
         return found
 
+    def processes(self) -> list[psutil.Process]:
+        """All that runs of it, its tasks too, which have process groups of their own; none where it does not run."""
+        group = self.group()
+        if group is None:
+            return []
+        return list({*self._members(group), *psutil.Process(group).children(recursive=True)})
+
     def unhealthy(self) -> list[str]:
         """The components that are not healthy; all of them where nothing answers."""
         return unhealthy(self.url)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from lab.compose.files import (
     load_secrets,
 )
 from lab.config import CHECKOUT, LabError
+from lab.machine import is_free, owner
 from lab.standalone import unhealthy
 
 TASKS = ("scheduler", "worker-1", "worker-2")
@@ -121,15 +121,11 @@ def check_ports(place: Place) -> None:
     ports = {"PORT": place.port}
     ports |= {"LEADER_PORT": place.leader_port, "REPLICA_PORT": place.replica_port} if "lab" in place.profiles else {}
     for name, port in ports.items():
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise LabError(
-                    f"127.0.0.1:{port} cannot be used ({error.strerror}), expected it free: give another one, as "
-                    f"{name}={port + 10}, or end what listens there (the demo's Airflow: make down)"
-                ) from None
+        if not is_free("127.0.0.1", port):
+            raise LabError(
+                f"127.0.0.1:{port} is in use by {owner('127.0.0.1', port)}, expected it free: give another one, as "
+                f"{name}={port + 10}, or end that (the demo's Airflow: make down)"
+            )
 
 
 def build_images() -> None:

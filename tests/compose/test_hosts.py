@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +13,8 @@ from lab.compose.stack import ComposeLab, container, docker
 from tests.cluster.scene import Scene, wait_for, watching
 from tests.faults.conftest import Stage
 from tests.faults.judge import Expectation, settle, wrongs
+
+from bluegreen.hooks.stopping import listens
 
 CUT_SECONDS = 25
 RUN_SECONDS = 420
@@ -85,11 +86,7 @@ def one_writer(lab: ComposeLab) -> Iterator[None]:
 
 def is_gone(lab: ComposeLab, name: str) -> bool:
     """Whether nobody reaches a node's sshd any more, as this machine sees it."""
-    try:
-        with socket.create_connection((lab.nodes[name].host, SSH_PORT), timeout=2):
-            return False
-    except OSError:
-        return True
+    return not listens(lab.nodes[name].host, SSH_PORT)
 
 
 # given a run of an operation, break something; returns what mends it

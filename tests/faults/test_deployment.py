@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 import psutil
@@ -61,14 +60,8 @@ def test_a_deployment_that_is_cut_off_does_not_run_a_second_time(stage: Stage, s
     run_id = scene.trigger("deploy", sql=text, checks=["select true"])
     leader = scene.leader
     wait_for("the deployment is half-way", lambda: scene.lab.sql(leader, sleeps, database="postgres"), WAITS)
-    group = stoppable.group()
-    assert group
-    # a task has a group of its own
-    killed = psutil.Process(group).children(recursive=True)
-    for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(process.pid) == group:
-                killed.append(process)
+    killed = stoppable.processes()
+    assert killed
     for process in killed:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -88,6 +88,11 @@ class NodeState:
     saved: bool
     writable: bool
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the files of a recovery were written: if a server runs there, it does so outside Patroni."""
+        return self.saved and self.aside
+
 
 @dataclass(frozen=True)
 class DataDirectory:

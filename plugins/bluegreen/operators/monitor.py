@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -26,6 +25,7 @@ from bluegreen.operators.base import (
     owner_of,
     run_state,
 )
+from bluegreen.operators.rejoin import check_streaming
 from bluegreen.operators.release import RELEASABLE, can_be_given_up, find, release
 from bluegreen.topology import Topology, slot_name
 
@@ -155,7 +155,11 @@ class MonitorClusterOperator(BluegreenOperator):
                     *warnings,
                 ]
                 # Where the leader has no WAL for it any more, bluegreen_resume has it cloned; it needs the journal.
-                wait_until(partial(_check_streams, hook, checkpoint.held), seconds=STREAMS_SECONDS, every_seconds=1)
+                wait_until(
+                    lambda: check_streaming(hook, hook.patroni.topology(), checkpoint.held),
+                    seconds=STREAMS_SECONDS,
+                    every_seconds=1,
+                )
                 remove_journals(hook, checkpoint, set(checkpoint.members))
             finally:
                 hook.unlock(owner_of(context, ""), checkpoint.members)
@@ -366,12 +370,6 @@ class _Look:
                 f"checkpoint {checkpoint.id} is past its expiry ({checkpoint.expires_at}); run bluegreen_resume, or "
                 "bluegreen_rollback while it is still wanted"
             )
-
-
-def _check_streams(hook: ClusterHook, member: str) -> None:
-    rows = hook.replication(hook.patroni.topology())
-    if not any(row["application_name"] == member and row["state"] == "streaming" for row in rows):
-        raise FailedForNowError(f"{member} does not stream from anybody; expected it to, now that it goes on")
 
 
 def _without_patroni(hook: ClusterHook, why: UnreachableError) -> Survey:

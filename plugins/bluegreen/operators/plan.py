@@ -166,8 +166,7 @@ class PlanRollbackOperator(BluegreenOperator):
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         found = data[checkpoint.held]
         standalone = Standalone(node, state, checkpoint)
-        alone = state.aside and state.saved and found.server_processes
-        if promoted(checkpoint, found) or (begun(checkpoint, found) and alone):
+        if promoted(checkpoint, found) or (begun(checkpoint, found) and state.is_alone and found.server_processes):
             # The second is about to be promoted. What becomes of it is proven when everybody is down.
             return warnings
         node.require_replaceable(standalone.originals)

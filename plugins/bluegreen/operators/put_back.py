@@ -108,19 +108,18 @@ class PutBackOperator(BluegreenOperator):
         node, state = hook.nodes[checkpoint.held], survey.states[checkpoint.held]
         held = Standalone(node, state, checkpoint)
         found = node.data_directory(state.config)
-        # only where the files of a recovery were written: elsewhere Patroni may have promoted it, and it leads
-        alone = bool(state.saved and state.aside)
         if state.saved and begun(checkpoint, found) is None:
             held.stop_unpromoted()
             # it may have come to the mark before it was told to stop, and ends its promotion then
             found = node.data_directory(state.config)
-        if alone and others and astray(checkpoint, found):
+        # elsewhere Patroni may have promoted it, and it leads
+        if state.is_alone and others and astray(checkpoint, found):
             held.stop_unpromoted()
             found = node.data_directory(state.config)
             if astray(checkpoint, found):
                 return _lost_astray(hook, checkpoint, held, others, left + others_serve(), cluster_state(found))
         if begun(checkpoint, found) is not None:
-            if promoted(checkpoint, found) or found.server_processes or not (alone and others):
+            if promoted(checkpoint, found) or found.server_processes or not (state.is_alone and others):
                 raise RefusedError(
                     f"{node.where} has begun the timeline from the mark, so nothing is put back; there is only "
                     "forward: run bluegreen_rollback again"
