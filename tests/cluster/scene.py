@@ -222,6 +222,19 @@ class Scene:
         tasks = self.airflow.tasks(f"bluegreen_{dag}", run_id)
         return any(task["task_id"] == task_id and task["state"] in states for task in tasks)
 
+    def clear(self, dag: str, run_id: str, task_id: str) -> None:
+        """Clear a task and all that follow, as a person does in the UI."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": [task_id],
+            "include_downstream": True,
+            "only_failed": False,
+            "reset_dag_runs": True,
+        }
+        answer = self.airflow.request("POST", f"dags/bluegreen_{dag}/clearTaskInstances", body)
+        assert answer.status_code == 200, answer.text
+
     def kill_task(self, dag: str, run_id: str, task_id: str) -> None:
         """SIGKILL to the processes that run a task now, wherever it has come to; its supervisor lives on."""
 

@@ -17,16 +17,7 @@ NO_LOCK = "this run does not hold the lock"
 
 def clear(scene: Scene, dag: str, run_id: str, task: str) -> tuple[str, dict[str, Any]]:
     """Clear a task and all that follow, as a person does in the UI; return the run's new state and report."""
-    body = {
-        "dry_run": False,
-        "dag_run_id": run_id,
-        "task_ids": [task],
-        "include_downstream": True,
-        "only_failed": False,
-        "reset_dag_runs": True,
-    }
-    answer = scene.airflow.request("POST", f"dags/bluegreen_{dag}/clearTaskInstances", body)
-    assert answer.status_code == 200, answer.text
+    scene.clear(dag, run_id, task)
     state = scene.airflow.wait(f"bluegreen_{dag}", run_id, seconds=400)
     return state, scene.airflow.xcom(f"bluegreen_{dag}", run_id, "report") or {}
 

@@ -27,6 +27,23 @@ def deploy(scene: Scene, **conf: Any) -> tuple[str, str, dict[str, Any]]:
     return run_id, state, scene.airflow.xcom("bluegreen_deploy", run_id, "report") or {}
 
 
+def answer(scene: Scene, run_id: str, choice: str) -> None:
+    """Answer what a deployment asks."""
+    # Airflow fails a task that is answered before the process that asked has ended, which no person does.
+    time.sleep(2)
+    path = f"dags/bluegreen_deploy/dagRuns/{run_id}/taskInstances/ask/-1/hitlDetails"
+    done = scene.airflow.request("PATCH", path, {"chosen_options": [choice], "params_input": {}})
+    assert done.status_code == 200, done.text
+
+
+def as_superuser(scene: Scene, **options: Any) -> MemberSql:
+    """The leader's PostgreSQL."""
+    node, user = scene.lab.nodes[scene.leader], str(scene.lab.info["superuser"])
+    login = {"login": user, "password": scene.lab.info["users"][user], "extra": json.dumps(scene.lab.libpq)}
+    connection = Connection(conn_id="lab", conn_type="postgres", schema="app", **login)
+    return MemberSql(connection, node.name, node.host, node.port, **options)
+
+
 def test_a_good_deployment_is_kept_on_every_member(scene: Scene) -> None:
     run_id = scene.trigger("deploy", sql=GOOD_MIGRATION, checks=CHECKS, label="release 2")
     # as a pipeline waits for it, by the README
@@ -49,11 +66,8 @@ def test_failed_checks_roll_back(scene: Scene) -> None:
 
 
 def test_a_check_with_a_large_answer_does_not_fill_the_memory(clean: Scene) -> None:
-    node, user = clean.lab.nodes[clean.leader], str(clean.lab.info["superuser"])
-    login = {"login": user, "password": clean.lab.info["users"][user], "extra": json.dumps(clean.lab.libpq)}
-    connection = Connection(conn_id="lab", conn_type="postgres", schema="app", **login)
     begin = psutil.Process().memory_info().rss
-    with MemberSql(connection, node.name, node.host, node.port, read_only=True) as sql:
+    with as_superuser(clean, read_only=True) as sql:
         rows = sql.first_rows("select true as well from pg_class a, pg_class b, pg_class c", doing="check 1")
         assert rows == [{"well": True}] * 2
         assert sql.first_rows("select true as well", doing="check 2") == [{"well": True}], "the rest was not cancelled"
@@ -61,12 +75,9 @@ def test_a_check_with_a_large_answer_does_not_fill_the_memory(clean: Scene) -> N
 
 
 def test_a_statement_ends_on_the_server_when_its_task_is_out_of_time(clean: Scene) -> None:
-    node, user = clean.lab.nodes[clean.leader], str(clean.lab.info["superuser"])
-    login = {"login": user, "password": clean.lab.info["users"][user], "extra": json.dumps(clean.lab.libpq)}
-    connection = Connection(conn_id="lab", conn_type="postgres", schema="app", **login)
     active = "select count(*) from pg_stat_activity where query = 'select pg_sleep(900)' and state = 'active'"
     with (
-        MemberSql(connection, node.name, node.host, node.port, statement_timeout_ms=0) as sql,
+        as_superuser(clean, statement_timeout_ms=0) as sql,
         pytest.raises(AirflowTaskTimeout),
         TimeoutPosix(2),
     ):
@@ -113,17 +124,13 @@ def test_what_fails_before_it_began_is_not_rolled_back(scene: Scene) -> None:
 def test_half_a_deployment_is_not_kept_because_its_second_pass_fails_before_it_begins(scene: Scene) -> None:
     path = CHECKOUT / "include" / "demo" / "for_a_moment.sql"
     waiting = ("awaiting_input", "deferred")
-    body = {"dry_run": False, "task_ids": ["deploy"], "include_downstream": True, "only_failed": False}
     try:
         path.write_text("set role release;\ncreate table half as select 1 as i;\nselect 1 / 0;\n")
         run_id = scene.trigger("deploy", sql="demo/for_a_moment.sql", checks=CHECKS, decision="ask")
         wait_for("a person is asked", lambda: scene.is_in("deploy", run_id, "ask", *waiting), seconds=200)
         path.write_text("begin;\nselect 1;\n")
         first = scene.airflow.xcom("bluegreen_deploy", run_id, "deploy", key="problem")
-        answer = scene.airflow.request(
-            "POST", "dags/bluegreen_deploy/clearTaskInstances", body | {"dag_run_id": run_id, "reset_dag_runs": True}
-        )
-        assert answer.status_code == 200, answer.text
+        scene.clear("deploy", run_id, "deploy")
 
         def failed_again() -> bool:
             again = scene.airflow.xcom("bluegreen_deploy", run_id, "deploy", key="problem")
@@ -134,13 +141,7 @@ def test_half_a_deployment_is_not_kept_because_its_second_pass_fails_before_it_b
         path.unlink()
     problem = scene.airflow.xcom("bluegreen_deploy", run_id, "deploy", key="problem")
     assert "begins a transaction and does not end it" in problem["message"], problem
-    time.sleep(2)
-    answer = scene.airflow.request(
-        "PATCH",
-        f"dags/bluegreen_deploy/dagRuns/{run_id}/taskInstances/ask/-1/hitlDetails",
-        {"chosen_options": ["Roll back"], "params_input": {}},
-    )
-    assert answer.status_code == 200, answer.text
+    answer(scene, run_id, "Roll back")
     scene.airflow.wait("bluegreen_deploy", run_id, seconds=400)
     report = scene.airflow.xcom("bluegreen_deploy", run_id, "report")
     assert report["result"] == "rolled_back", report
@@ -162,14 +163,7 @@ def test_a_person_is_asked_and_decides(scene: Scene) -> None:
 
     waiting = ("awaiting_input", "deferred")
     wait_for("the run waits for a person", lambda: scene.is_in("deploy", run_id, "ask", *waiting), seconds=200)
-    # Airflow fails a task that is answered before the process that asked has ended, which no person does.
-    time.sleep(2)
-    answer = airflow.request(
-        "PATCH",
-        f"dags/bluegreen_deploy/dagRuns/{run_id}/taskInstances/ask/-1/hitlDetails",
-        {"chosen_options": ["Roll back"], "params_input": {}},
-    )
-    assert answer.status_code == 200, answer.text
+    answer(scene, run_id, "Roll back")
     airflow.wait("bluegreen_deploy", run_id, seconds=400)
     report = airflow.xcom("bluegreen_deploy", run_id, "report")
     assert report["result"] == "rolled_back", report
